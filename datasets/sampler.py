@@ -1,0 +1,84 @@
+"""Which samples make up which batch, for ever, on every rank, resumable at any batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class EpochSampler:
+    """Infinite iterator over batches of (epoch, index) keys, in the order of VAR's distributed sampler.
+
+    Epoch e = 0, 1, … is `torch.randperm(length)` seeded with e + seed (or 0, 1, … without `shuffle`).
+    `fill_last` repeats the epoch's first samples at its end so that the last batch of every rank is full
+    (data shorter than half a global batch is repeated once only, so its batches stay short). The filled order
+    is cut into `world_size` contiguous shares at `torch.linspace` bounds; a rank walks its share in steps of
+    `batch_size`, its own batch.
+
+    `start_epoch`, `start_batch`: where to begin; the batches from there on are those an unbroken run would
+    have given. `start_batch` counts this rank's batches and may exceed an epoch. Iterating twice begins at
+    the start twice.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        fill_last: bool = True,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        import torch
+
+        if length < 1 or batch_size < 1:
+            raise ValueError(f"length {length} and batch_size {batch_size} must both be at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of the {world_size} ranks 0 to {world_size - 1}")
+        if start_epoch < 0 or start_batch < 0:
+            raise ValueError(f"start_epoch {start_epoch} and start_batch {start_batch} must not be negative")
+        self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
+        self.seed, self.shuffle, self.fill_last = seed, shuffle, fill_last
+        group = batch_size * world_size
+        missing = -length % group if fill_last else 0
+        self._filled = length + min(missing, length)
+        bounds = torch.linspace(0, self._filled, world_size + 1, dtype=torch.int).tolist()
+        self._first, self._last = bounds[rank], bounds[rank + 1]
+        if self._first == self._last:
+            raise ValueError(
+                f"{length} samples leave nothing for rank {rank} of {world_size}: "
+                "use fewer ranks or more samples"
+            )
+        self.batches_per_epoch = -(-(self._last - self._first) // batch_size)
+        extra, self.start_batch = divmod(start_batch, self.batches_per_epoch)
+        self.start_epoch = start_epoch + extra
+
+    def order(self, epoch: int) -> np.ndarray:
+        """This rank's share of an epoch: int64 indices in the order they are used."""
+        import torch
+
+        if self.shuffle:
+            order = torch.randperm(
+                self.length, generator=torch.Generator().manual_seed(epoch + self.seed)
+            ).numpy()
+        else:
+            order = np.arange(self.length)
+        if self._filled > self.length:
+            order = np.concatenate([order, order[: self._filled - self.length]])
+        return order[self._first : self._last]
+
+    def position(self, batches: int) -> dict[str, int]:
+        """`start_epoch` and `start_batch` of a sampler that continues after `batches` batches of this one."""
+        epochs, batch = divmod(self.start_batch + batches, self.batches_per_epoch)
+        return {"start_epoch": self.start_epoch + epochs, "start_batch": batch}
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, batch = self.start_epoch, self.start_batch
+        while True:
+            order = self.order(epoch)
+            for begin in range(batch * self.batch_size, len(order), self.batch_size):
+                yield [(epoch, int(index)) for index in order[begin : begin + self.batch_size]]
+            epoch, batch = epoch + 1, 0
