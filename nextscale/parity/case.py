@@ -212,9 +212,10 @@ def read_system(path: str | Path) -> str:
 
 def _read(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise CaseError(f"{path.name}: a single array, not an .npz archive of a case")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise CaseError(f"{path.name}: a single array, not an .npz archive of a case")
+        with loaded as file:
             return {key: file[key] for key in file.files if only in (None, key)}
     except CaseError:
         raise
