@@ -1,7 +1,7 @@
 """Prints what the running environment was made from; exits with 1 where files of a package are gone.
 
-Two lines: a digest of the interpreter and the project's folder (the scripts of an environment name both), and
-one of the list of packages. A package is whole when pip finished it (the list of its files is written last) and
+Two lines: a digest of the interpreter and of the project's folder (an environment's scripts name both), and
+one of the package list. A package is whole when pip finished it (the list of its files is written last) and
 what that list names is there. Only the first two parts of each path are looked at: 0.2 s for all.
 """
 
