@@ -1,0 +1,140 @@
+"""Attention for next-scale models, over interchangeable kernels.
+
+No mask is ever built. While sampling, the cache holds exactly what may be seen; in training, the queries
+of each scale see a prefix of the keys, so one unmasked call per scale does the work with fewer score
+entries than a dense mask (286,434 of 462,400 for VAR at 256 px).
+
+Tensors are (batch, positions, heads, head size) throughout.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from nextscale.core.schedule import Segment
+
+
+class Kernel(Protocol):
+    """One way to compute softmax(scale q k^T) v."""
+
+    name: str
+
+    def supports(self, query: Tensor) -> bool:
+        """Whether the kernel computes this query's device, dtype and head size, with gradients if needed."""
+        ...
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ScaledDotProduct:
+    """PyTorch's ``scaled_dot_product_attention``: everywhere."""
+
+    name: str = "sdpa"
+
+    def supports(self, query: Tensor) -> bool:
+        return True
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class XFormers:
+    """xFormers' ``memory_efficient_attention``: NVIDIA GPUs.
+
+    Chosen by capability: the package imports on machines without CUDA and fails only at the first call.
+    """
+
+    name: str = "xformers"
+
+    def supports(self, query: Tensor) -> bool:
+        return (
+            query.device.type == "cuda"
+            and query.dtype in (torch.float16, torch.bfloat16, torch.float32)
+            and query.shape[-1] % 8 == 0
+            and query.shape[-1] <= 256
+            and _xformers_runs(query.device, query.dtype, query.shape[-1])
+        )
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(query, key, value, scale=scale)
+
+
+@cache
+def _xformers_runs(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether forward and backward really run here: found by a small trial, once per device, dtype and size."""
+    if importlib.util.find_spec("xformers") is None:
+        return False
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        with torch.inference_mode(False), torch.enable_grad():
+            q = torch.zeros(1, 8, 1, head_size, device=device, dtype=dtype, requires_grad=True)
+            memory_efficient_attention(q, q, q, scale=1.0).sum().backward()
+    except (ImportError, NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (XFormers(), ScaledDotProduct())}
+"""In order of preference."""
+
+
+def select_kernel(query: Tensor, name: str | None = None) -> Kernel:
+    """The first kernel that supports ``query``, or the one that is named.
+
+    Raises:
+        ValueError: the named kernel is unknown or cannot compute this query.
+    """
+    if name is None:
+        return next(kernel for kernel in KERNELS.values() if kernel.supports(query))
+    if name not in KERNELS:
+        raise ValueError(f"unknown attention kernel {name!r}; there are {', '.join(KERNELS)}")
+    if not KERNELS[name].supports(query):
+        raise ValueError(
+            f"attention kernel {name!r} cannot run on {query.device.type} in {query.dtype} with head size "
+            f"{query.shape[-1]}; leave the kernel unnamed to have one chosen"
+        )
+    return KERNELS[name]
+
+
+def attend(
+    query: Float[Tensor, "batch queries heads size"],
+    key: Float[Tensor, "batch keys heads size"],
+    value: Float[Tensor, "batch keys heads size"],
+    scale: float,
+    kernel: str | None = None,
+) -> Float[Tensor, "batch queries heads size"]:
+    """softmax(``scale`` q k^T) v over all the keys."""
+    return select_kernel(query, kernel)(query, key, value, scale)
+
+
+def attend_segments(
+    query: Float[Tensor, "batch positions heads size"],
+    key: Float[Tensor, "batch keys heads size"],
+    value: Float[Tensor, "batch keys heads size"],
+    scale: float,
+    segments: Sequence[Segment],
+    kernel: str | None = None,
+) -> Float[Tensor, "batch positions heads size"]:
+    """Attention where each segment of the queries sees a prefix of the keys.
+
+    The segments must cover the queries in order. Key prefixes are shared by several calls and their
+    gradients accumulate, as autograd does for views.
+    """
+    run = select_kernel(query, kernel)
+    outputs = [run(query[:, s.start : s.stop], key[:, : s.visible], value[:, : s.visible], scale) for s in segments]
+    return torch.cat(outputs, dim=1)

@@ -1,0 +1,255 @@
+"""Reading and writing weights: safely, atomically, and with a message when a file is not what it should be."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HARMLESS_CLASSES = (argparse.Namespace,)
+"""Classes without behaviour that training files hold beside the weights; nothing else is unpickled."""
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A file of weights cannot be used: it is damaged, unsafe, or of another model."""
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+
+    An interruption, or a disk that runs full, leaves the old file as it was and no part of the new one.
+
+    Raises:
+        OSError: the file could not be written; the message names the path and the cause.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(Path(name))
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+        # Serialisation libraries wrap the operating system's error in their own classes.
+        if isinstance(cause, OSError) or "No space left" in str(error) or "file write failed" in str(error):
+            text = getattr(cause, "strerror", None) or str(error)
+            raise OSError(f"{path} could not be written: {text}. What was there before is unchanged") from error
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write JSON atomically."""
+    return write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8") and None)
+
+
+def save_folder(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
+    """Write ``model.safetensors`` and ``config.json`` (with the weights' checksum) into a folder."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    weights = write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+    write_json(folder / CONFIG_FILE, {**config, "sha256": _sha256(weights)})
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration written by :func:`save_folder`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or differs from its checksum.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no {CONFIG_FILE}: it is not a folder saved by this library") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is not valid JSON ({error})") from None
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}")
+    expected = config.pop("sha256", None)
+    if expected is not None and _sha256(weights) != expected:
+        raise CheckpointError(
+            f"{weights} is damaged: its checksum is not the one {CONFIG_FILE} records (a truncated copy or "
+            "flipped bits). Copy or download it again"
+        )
+    return read_tensors(weights), config
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """The content of a ``.safetensors`` file or of a PyTorch file, memory-mapped, without running code.
+
+    Returns:
+        A flat state dict, or the nested dict a training file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is truncated or damaged, or would need code to be executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty")
+    with torch.serialization.safe_globals(list(HARMLESS_CLASSES)):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"class[^\w]+([\w.]+)", str(error))
+            what = f"needs {refused.group(1)}" if refused else "is not a plain PyTorch file of tensors"
+            raise CheckpointError(
+                f"{path} is refused: it {what}, and loading that could run code. Files of tensors and plain "
+                "containers are read; ask the file's author for such a file or for safetensors"
+            ) from None
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{path} is damaged or not a PyTorch file ({reason}). If it was downloaded, compare its size "
+                "with the source's and download it again"
+            ) from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
+    return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}). Copy or download it again"
+        ) from None
+
+
+def find_state_dict(content: Mapping[str, Any], nested: Iterable[tuple[str, ...]], key: str) -> dict[str, Tensor]:
+    """The flat state dict inside a file's content, without the prefixes that wrappers add.
+
+    Args:
+        nested: paths of keys under which training files keep it.
+        key: an entry that the state dict must have, to recognise it.
+
+    Raises:
+        CheckpointError: no such state dict is there.
+    """
+    for path in ((), *nested):
+        part: Any = content
+        for name in path:
+            part = part.get(name) if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping):
+            flat = {strip_prefixes(str(name)): value for name, value in part.items() if isinstance(value, Tensor)}
+            if key in flat:
+                return flat
+    keys = ", ".join(repr(name) for name in list(content)[:6])
+    raise CheckpointError(f"no entry {key!r} was found; the file's first keys are {keys}")
+
+
+def strip_prefixes(name: str) -> str:
+    """Without the prefixes of DistributedDataParallel and torch.compile."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+class KeyMap:
+    """A two-way mapping between this library's parameter names and a published layout's.
+
+    Rules are pairs ``(ours, theirs)`` of name prefixes, with ``*`` for a number; the first that matches is
+    applied to a name's beginning and the rest of the name is kept. A name without a rule is kept whole.
+    """
+
+    def __init__(self, rules: Iterable[tuple[str, str]]) -> None:
+        rules = list(rules)
+        self._forward = [(_pattern(ours), _template(theirs)) for ours, theirs in rules]
+        self._backward = [(_pattern(theirs), _template(ours)) for ours, theirs in rules]
+
+    def to_official(self, name: str) -> str:
+        return self._apply(name, self._forward)
+
+    def from_official(self, name: str) -> str:
+        return self._apply(name, self._backward)
+
+    @staticmethod
+    def _apply(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+        for pattern, template in rules:
+            if match := pattern.match(name):
+                return match.expand(template) + name[match.end() :]
+        return name
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(re.escape(text).replace(r"\*", r"(\d+)") + r"(?=\.|$)")
+
+
+def _template(text: str) -> str:
+    numbers = iter(range(1, 10))
+    return re.sub(r"\*", lambda _: f"\\g<{next(numbers)}>", text)
+
+
+def assign(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load a state dict strictly, taking its tensors over instead of copying them.
+
+    Raises:
+        CheckpointError: keys are missing, unknown, or of another shape; all are named.
+    """
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    persistent = module.state_dict()
+    problems = [f"missing {key} {tuple(own[key].shape)}" for key in persistent if key not in state]
+    problems += [f"unknown {key} {tuple(value.shape)}" for key, value in state.items() if key not in persistent]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in persistent
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"the weights do not fit {what}: {shown}")
+    trainable = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    module.load_state_dict(dict(state), strict=True, assign=True)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(trainable[name])

@@ -1,0 +1,124 @@
+"""Emitters: from hidden states to a scale's symbols, with their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nextscale.core.random import Draws
+from nextscale.core.transformer import Modulation
+
+
+class CategoricalHead(nn.Module):
+    """One of ``vocabulary`` symbols per token: logits = Linear(LN(x) (1 + scale) + shift)."""
+
+    def __init__(self, width: int, vocabulary: int, norm_eps: float = 1e-6, condition_width: int | None = None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=False)
+        self.modulation = Modulation(condition_width or width, width, 2)
+        self.linear = nn.Linear(width, vocabulary)
+
+    def modulate(self, condition: Float[Tensor, "batch condition"]) -> Float[Tensor, "batch 1 2 width"]:
+        """Scale and shift: depend on the condition alone, so once per call serves all scales."""
+        return self.modulation(condition)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], modulation: Float[Tensor, "batch 1 2 width"]
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Logits, float32."""
+        scale, shift = modulation.unbind(2)
+        normed = torch.addcmul(shift, self.norm(x.to(shift.dtype)), 1 + scale)
+        return self.linear(normed.to(self.linear.weight.dtype)).float()
+
+
+def filter_logits(logits: Float[Tensor, "... choices"], top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Drop unlikely choices (set to -inf): first top-k, then nucleus; 0 turns either off.
+
+    Everything strictly below the k-th largest goes, so ties stay. Of what is left, choices go from the least
+    likely up while their probabilities sum to at most 1 - ``top_p``; the likeliest always stays.
+
+    Raises:
+        ValueError: ``top_k`` is negative or ``top_p`` outside [0, 1].
+    """
+    if top_k < 0 or not 0 <= top_p <= 1:
+        raise ValueError(f"top_k is {top_k} and top_p {top_p}; expected top_k >= 0 and 0 <= top_p <= 1")
+    if top_k and top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p:
+        ordered, order = logits.sort(dim=-1)
+        drop = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+        drop[..., -1] = False
+        logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+    return logits
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What one scale's draw gave.
+
+    Attributes:
+        tokens: the drawn symbols.
+        codes: what enters the sum: the symbols' code vectors, or soft mixtures of codes.
+    """
+
+    tokens: Int[Tensor, "batch tokens"]
+    codes: Float[Tensor, "batch tokens channels"]
+
+
+@dataclass(frozen=True)
+class CategoricalEmitter:
+    """Draws symbols from guided logits.
+
+    Attributes:
+        top_k, top_p: filters, one number or one per scale; 0 turns them off.
+        temperature: divides the filtered logits; one number or one per scale.
+        smooth: mix codes by a Gumbel-softmax that hardens towards the last scale instead of taking the drawn
+            code: softer pictures (VAR's ``more_smooth``), for looking at, not for measuring.
+    """
+
+    top_k: int | Sequence[int] = 0
+    top_p: float | Sequence[float] = 0.0
+    temperature: float | Sequence[float] = 1.0
+    smooth: bool = False
+
+    def probabilities(self, logits: Tensor, index: int) -> Tensor:
+        """Softmax of the filtered logits of scale ``index``."""
+        return self._filtered(logits, index).softmax(-1)
+
+    def _filtered(self, logits: Tensor, index: int) -> Tensor:
+        top_k, top_p, temperature = (_at(v, index) for v in (self.top_k, self.top_p, self.temperature))
+        filtered = filter_logits(logits, int(top_k), top_p)
+        return filtered if temperature == 1 else filtered / temperature
+
+    def emit(
+        self,
+        logits: Float[Tensor, "batch tokens vocabulary"],
+        codebook: Float[Tensor, "vocabulary channels"],
+        draws: Draws,
+        index: int,
+        ratio: float,
+    ) -> Emission:
+        """Draw one scale.
+
+        Args:
+            logits: after guidance.
+            index: the scale's place in the list; ``ratio`` its place as 0 to 1.
+        """
+        filtered = self._filtered(logits, index)
+        tokens = draws.categorical(filtered.softmax(-1))
+        if not self.smooth:
+            return Emission(tokens, F.embedding(tokens, codebook))
+        tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
+        gumbel = -draws.exponential(logits.shape, logits.device).log()
+        weights = ((filtered * (1 + ratio) + gumbel) / tau).softmax(-1)
+        return Emission(tokens, weights @ codebook)
+
+
+def _at(value: float | Sequence[float], index: int) -> float:
+    return value[index] if isinstance(value, Sequence) else value

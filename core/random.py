@@ -1,0 +1,72 @@
+"""Random draws while sampling, reproducible from seeds.
+
+By default every image has a generator of its own, so that it gets the same draws alone and in any batch,
+on any device. The official codes share one generator over a batch; :class:`BatchDraws` keeps their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Draws(Protocol):
+    """Source of randomness for one call of a sampler."""
+
+    def categorical(self, probabilities: Float[Tensor, "batch tokens choices"]) -> Int[Tensor, "batch tokens"]:
+        """One draw per row."""
+        ...
+
+    def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Exponential(1) variates; the first axis is the batch."""
+        ...
+
+    def integers(self, high: int, count: int) -> Int[Tensor, " count"]:
+        """One integer in [0, high) for each of ``count`` images."""
+        ...
+
+
+class ImageDraws:
+    """One generator per image, on the CPU, whatever the device of the model."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def categorical(self, probabilities: Tensor) -> Tensor:
+        rows = [torch.rand(probabilities.shape[1], generator=generator) for generator in self._generators]
+        uniform = torch.stack(rows).to(probabilities.device)[..., None]
+        cumulative = probabilities.cumsum(-1)
+        total = cumulative[..., -1:]
+        # Strictly below the total, so that the search always ends at a choice of positive probability.
+        threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
+
+    def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        rows = [torch.empty(tuple(shape[1:])).exponential_(generator=g) for g in self._generators]
+        return torch.stack(rows).to(device)
+
+    def integers(self, high: int, count: int) -> Tensor:
+        return torch.cat([torch.randint(high, (1,), generator=g) for g in self._generators[:count]])
+
+
+class BatchDraws:
+    """One generator for the whole batch, consumed in the official codes' order."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self._generator = generator
+
+    def categorical(self, probabilities: Tensor) -> Tensor:
+        flat = probabilities.flatten(0, 1)
+        return torch.multinomial(flat, 1, replacement=True, generator=self._generator).view(probabilities.shape[:2])
+
+    def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        return torch.empty(tuple(shape), device=device).exponential_(generator=self._generator)
+
+    def integers(self, high: int, count: int) -> Tensor:
+        device = self._generator.device if self._generator is not None else "cpu"
+        uniform = torch.full((1, high), 1 / high, device=device)
+        return torch.multinomial(uniform, count, replacement=True, generator=self._generator)[0]

@@ -1,0 +1,87 @@
+"""The configuration of a tokenizer's training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nextscale.core.autoencoder import AutoencoderConfig
+from nextscale.core.quantizer import QuantizerConfig
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
+from nextscale.tasks.data import ImageData, trainer
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
+from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Train a multi-scale tokenizer on images.
+
+    Attributes:
+        scales: sides of the token maps, coarse to fine; the last times the autoencoder's stride is the image size.
+        init: tokenizer to start from (a file or folder); its sizes then replace ``autoencoder`` and ``quantizer``.
+    """
+
+    data: ImageData
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(output="runs/tokenizer", epochs=20))
+    scales: str = "1 2 3 4 5 6 8 10 13 16"
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    init: str | None = None
+
+    def build(self) -> ResidualVQ:
+        """The tokenizer to train: new, or from ``init``.
+
+        Raises:
+            ValueError: the scales do not end at the image size.
+        """
+        schedule = ScaleSchedule.parse(self.scales)
+        if self.init is not None:
+            tokenizer = ResidualVQ.load(self.init)
+            tokenizer.config = ResidualVQConfig(
+                tokenizer.config.autoencoder, tokenizer.config.quantizer, schedule, tokenizer.config.quant_conv_kernel
+            )
+        else:
+            tokenizer = ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
+        if tokenizer.image_size() != (self.data.size, self.data.size):
+            raise ValueError(
+                f"the scales '{schedule}' with stride {tokenizer.stride} stand for images of "
+                f"{tokenizer.image_size()[0]} pixels, the data has {self.data.size}: the last scale must be "
+                f"{self.data.size / tokenizer.stride:g}"
+            )
+        return tokenizer.to(memory_format=torch.channels_last)
+
+    def trainer(self, hooks: Hooks | None = None) -> Trainer:
+        """The run, ready to start; validation is added to ``hooks`` where there are held-out images."""
+        torch.manual_seed(self.training.seed)
+        hooks, tokenizer = hooks or Hooks(), self.build()
+        held_out = self.data.open_validation(labels=False)
+        if held_out is not None and hooks.validate is None:
+            hooks.validate = lambda step: validate(tokenizer, held_out)
+        dataset = self.data.open_training(self.training.seed, labels=False)
+        return trainer(self.training, TokenizerTraining(tokenizer, self.loss), dataset, hooks)
+
+    def finish(self, run: Trainer) -> Path:
+        """Write the trained (averaged) tokenizer; returns its folder."""
+        assert isinstance(run.task, TokenizerTraining)
+        with run.averaged():
+            return run.task.tokenizer.save(Path(self.training.output) / "model")
+
+
+@torch.no_grad()
+def validate(tokenizer: ResidualVQ, dataset: object, images: int = 2000, batch: int = 64) -> Metrics:
+    """PSNR in dB on held-out images, of all scales and of each prefix of the pyramid."""
+    total, count = torch.zeros(()), 0
+    limit = min(images, len(dataset))  # type: ignore[arg-type]
+    device = next(tokenizer.parameters()).device
+    for start in range(0, limit, batch):
+        pictures = dataset.fetch(range(start, min(start + batch, limit)))["image"].to(device)  # type: ignore[attr-defined]
+        rebuilt = tokenizer.decode(tokenizer.encode(pictures))
+        error = (rebuilt - pictures).square().mean((1, 2, 3)).clamp(min=1e-10)
+        total += (10 * torch.log10(4 / error)).sum().cpu()
+        count += len(pictures)
+    return {"psnr": float(total) / count}

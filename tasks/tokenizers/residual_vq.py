@@ -1,0 +1,275 @@
+"""VAR's tokenizer: a convolutional autoencoder around a multi-scale residual quantiser.
+
+Tian et al. 2024 (arXiv 2404.02905); official code FoundationVision/VAR. Shared by VAR, STAR, CAR,
+ControlVAR, CoDe, LiteVAR, VarFormer and DepthART.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder
+from nextscale.core.checkpoint import (
+    CheckpointError,
+    KeyMap,
+    assign,
+    find_state_dict,
+    read_folder,
+    read_tensors,
+    save_folder,
+)
+from nextscale.core.config import from_json, to_json
+from nextscale.core.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
+from nextscale.core.schedule import ScaleSchedule
+
+SYSTEM = "residual-vq"
+SCHEDULE_256 = ScaleSchedule.squares(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SCHEDULE_512 = ScaleSchedule.squares(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+SCHEDULE_1024 = ScaleSchedule.squares(1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+
+
+@dataclass(frozen=True)
+class ResidualVQConfig:
+    """The defaults are the released tokenizer's (``vae_ch160v4096z32.pth``).
+
+    Attributes:
+        schedule: the scales used where none are given.
+        quant_conv_kernel: kernel of the convolutions between autoencoder and quantiser.
+    """
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    schedule: ScaleSchedule = SCHEDULE_256
+    quant_conv_kernel: int = 3
+
+
+@dataclass
+class TokenizerOutput:
+    """A training pass: the reconstruction (not clamped) and what the quantiser gave."""
+
+    reconstruction: Float[Tensor, "batch channels height width"]
+    quantizer: QuantizerOutput
+
+
+class ResidualVQ(nn.Module):
+    """Image in [-1, 1] <-> token pyramid."""
+
+    def __init__(self, config: ResidualVQConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ResidualVQConfig()
+        latent, codes = config.autoencoder.latent_channels, config.quantizer.channels
+        if latent != codes:
+            raise ValueError(f"the autoencoder has {latent} latent channels, the codes have {codes}; make them equal")
+        kernel = config.quant_conv_kernel
+        self.encoder = Encoder(config.autoencoder)
+        self.quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
+        self.quantizer = ResidualQuantizer(config.quantizer, len(config.schedule))
+        self.post_quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
+        self.decoder = Decoder(config.autoencoder)
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of the finest map, along each side."""
+        return self.config.autoencoder.stride
+
+    def image_size(self, schedule: ScaleSchedule | None = None) -> tuple[int, int]:
+        """(height, width) of the images a schedule stands for."""
+        return (schedule or self.config.schedule).scaled(self.stride)
+
+    def features(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch codes height/stride width/stride"]:
+        """The continuous latent that is quantised, float32.
+
+        Raises:
+            ValueError: the image's sides are not multiples of the stride.
+        """
+        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
+            raise ValueError(
+                f"images are {images.shape[-2]} x {images.shape[-1]} pixels; both sides must be multiples of {self.stride}"
+            )
+        return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))).float()
+
+    @torch.no_grad()
+    def encode(
+        self, images: Float[Tensor, "batch 3 height width"], schedule: ScaleSchedule | None = None
+    ) -> Int[Tensor, "batch length"]:
+        """Tokens of all scales, in one sequence. Images in [-1, 1]."""
+        return torch.cat(self.quantizer.encode(self.features(images), schedule or self.config.schedule)[0], dim=1)
+
+    def decode_features(
+        self, features: Float[Tensor, "batch codes height width"]
+    ) -> Float[Tensor, "batch 3 height*stride width*stride"]:
+        """The image of a (quantised) latent, clamped to [-1, 1], float32."""
+        latent = self.post_quant_conv(features.to(self.post_quant_conv.weight.dtype))
+        return self.decoder(latent).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode(
+        self, tokens: Int[Tensor, "batch length"], schedule: ScaleSchedule | None = None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """The image of a whole pyramid of tokens."""
+        return self.decode_features(self.quantizer.decode(tokens, schedule or self.config.schedule)[-1])
+
+    @torch.no_grad()
+    def decode_ragged(
+        self, tokens: Int[Tensor, "batch length"], schedule: ScaleSchedule | None = None
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """The official code's experimental path: each scale's codes are smoothed at their own size.
+
+        The sum grows with the scales, enlarged bicubically from one to the next. Models are not trained
+        this way; it shows what a prefix of the pyramid looks like at its own resolution.
+        """
+        schedule = schedule or self.config.schedule
+        total = self.quantizer.begin(len(tokens), schedule.prefix(1))
+        for index, scale_tokens in enumerate(schedule.split(tokens)):
+            grid = schedule[index].grid
+            codes = self.quantizer.lookup(scale_tokens).mT.unflatten(-1, grid)
+            total = F.interpolate(total, size=grid, mode="bicubic") + self.quantizer.smooth(codes, schedule, index)
+        return self.decode_features(total)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], schedule: ScaleSchedule | None = None
+    ) -> TokenizerOutput:
+        """The training pass, with the straight-through estimator through the quantiser."""
+        quantized = self.quantizer(self.features(images), schedule or self.config.schedule)
+        return TokenizerOutput(self.decoder(self.post_quant_conv(quantized.features)), quantized)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``config.json``; :meth:`load` reads them back."""
+        return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": to_json(self.config)})
+
+    @classmethod
+    def load(cls, source: str | Path, **overrides: Any) -> ResidualVQ:
+        """From a folder written by :meth:`save`, or from an official file.
+
+        Args:
+            overrides: as for :meth:`from_official`; for official files only.
+        """
+        if not Path(source).is_dir():
+            return cls.from_official(read_tensors(source), **overrides)
+        state, config = read_folder(source)
+        return cls.from_saved(state, config)
+
+    @classmethod
+    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> ResidualVQ:
+        """From the content of a saved folder."""
+        if config.get("system") != SYSTEM:
+            raise CheckpointError(f"this is a saved {config.get('system')!r}, expected {SYSTEM!r}")
+        with torch.device("meta"):
+            model = cls(from_json(ResidualVQConfig, config["config"]))
+        assign(model, state, "the saved tokenizer")
+        return model.eval()
+
+    def to_official(self) -> dict[str, Tensor]:
+        """The official state dict; loads strictly into the official code."""
+        key_map = _key_map(self.config.quantizer)
+        state = {key_map.to_official(name): value for name, value in self.state_dict().items()}
+        # Usage statistics: the official file has them, they carry no information for inference.
+        state[_USAGE] = torch.zeros(len(self.config.schedule), self.config.quantizer.vocabulary)
+        return state
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], **overrides: Any) -> ResidualVQ:
+        """Build from an official file's content; sizes are read from its keys and shapes.
+
+        Args:
+            overrides: what a file cannot tell: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``.
+
+        Raises:
+            CheckpointError: the content is not such a tokenizer.
+        """
+        state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
+        config = config_from_official(state, **overrides)
+        with torch.device("meta"):
+            model = cls(config)
+        key_map = _key_map(config.quantizer)
+        state.pop(_USAGE, None)
+        assign(model, {key_map.from_official(name): value for name, value in state.items()}, "the VAR tokenizer")
+        return model.eval()
+
+
+_NESTED = (("trainer", "vae_local"), ("state_dict",), ("model",))
+_USAGE = "quantize.ema_vocab_hit_SV"
+_SCHEDULES = {len(s): s for s in (SCHEDULE_1024, SCHEDULE_256)}
+
+
+def is_official(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is this tokenizer, in the official layout."""
+    try:
+        state = find_state_dict(content, (("state_dict",), ("model",)), "quantize.embedding.weight")
+    except CheckpointError:
+        return False
+    return "encoder.down.0.block.0.norm1.weight" in state and "post_quant_conv.weight" in state
+
+
+def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> ResidualVQConfig:
+    """The configuration that an official state dict's keys and shapes imply.
+
+    Raises:
+        CheckpointError: an entry that sizes are read from is missing.
+    """
+    try:
+        levels = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.down."))
+        blocks = 1 + max(int(key.split(".")[4]) for key in state if key.startswith("encoder.down.0.block."))
+        channels, image_channels = state["encoder.conv_in.weight"].shape[:2]
+        widths = [state[f"encoder.down.{i}.block.{blocks - 1}.conv2.weight"].shape[0] for i in range(levels)]
+        vocabulary, codes = state["quantize.embedding.weight"].shape
+        latent, kernel = state["encoder.conv_out.weight"].shape[0], state["quant_conv.weight"].shape[-1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"the state dict lacks an entry of the VAR tokenizer: {error}") from None
+    smoothers = {key.split(".")[-2] for key in state if key.startswith("quantize.quant_resi.")}
+    count: int | None = len(smoothers)
+    if not any(key.startswith(("quantize.quant_resi.qresi.", "quantize.quant_resi.qresi_ls.")) for key in state):
+        count = None if smoothers else 1
+    scales = state[_USAGE].shape[0] if _USAGE in state else (len(smoothers) if count is None and smoothers else 10)
+    schedule = overrides.pop("schedule", None) or _SCHEDULES.get(scales) or ScaleSchedule.squares(*range(1, scales + 1))
+    quantizer = QuantizerConfig(vocabulary, codes, smoothing=0.5 if smoothers else 0.0, smoothers=count)
+    return ResidualVQConfig(
+        autoencoder=AutoencoderConfig(
+            channels=channels,
+            multipliers=tuple(width // channels for width in widths),
+            blocks=blocks,
+            latent_channels=latent,
+            image_channels=image_channels,
+            attention="encoder.mid.attn_1.qkv.weight" in state,
+        ),
+        quantizer=replace(quantizer, **{k: v for k, v in overrides.items() if v is not None}),
+        schedule=ScaleSchedule.parse(schedule),
+        quant_conv_kernel=kernel,
+    )
+
+
+def _key_map(config: QuantizerConfig) -> KeyMap:
+    rules: list[tuple[str, str]] = []
+    for ours, theirs in (("encoder", "encoder"), ("decoder", "decoder")):
+        level = "down" if ours == "encoder" else "up"
+        resample = "downsample" if ours == "encoder" else "upsample"
+        rules += [
+            (f"{ours}.levels.*.blocks.*.shortcut", f"{theirs}.{level}.*.block.*.nin_shortcut"),
+            (f"{ours}.levels.*.blocks.*", f"{theirs}.{level}.*.block.*"),
+            (f"{ours}.levels.*.attentions.*.projection", f"{theirs}.{level}.*.attn.*.proj_out"),
+            (f"{ours}.levels.*.attentions.*", f"{theirs}.{level}.*.attn.*"),
+            (f"{ours}.levels.*.resample", f"{theirs}.{level}.*.{resample}"),
+            (f"{ours}.middle.block1", f"{theirs}.mid.block_1"),
+            (f"{ours}.middle.attention.projection", f"{theirs}.mid.attn_1.proj_out"),
+            (f"{ours}.middle.attention", f"{theirs}.mid.attn_1"),
+            (f"{ours}.middle.block2", f"{theirs}.mid.block_2"),
+        ]
+    smoother = {None: "quantize.quant_resi.*", 1: "quantize.quant_resi.qresi"}
+    rules += [
+        ("quantizer.codebook", "quantize.embedding"),
+        (
+            "quantizer.smoothers.0.conv" if config.smoothers == 1 else "quantizer.smoothers.*.conv",
+            smoother.get(config.smoothers, "quantize.quant_resi.qresi_ls.*"),
+        ),
+    ]
+    return KeyMap(rules)

@@ -1,0 +1,182 @@
+"""Training a multi-scale tokenizer on images.
+
+VAR's tokenizer loss as the paper states it (arXiv 2404.02905, equation 5): reconstruction, quantisation, a
+perceptual and an adversarial term. The official repository has no code for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nextscale.core.training import Batch, Metrics, TrainingTask
+from nextscale.tasks.tokenizers.discriminator import PatchDiscriminator
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, TokenizerOutput
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Weights of the terms.
+
+    Attributes:
+        absolute, squared: of mean |x - y| and mean (x - y)^2, images in [-1, 1].
+        quantizer: of the codebook and commitment terms.
+        perceptual: of the perceptual term: LPIPS where ``lpips_weights`` and ``vgg_weights`` name files,
+            else the stated substitute 1 - SSIM, averaged over the image at full, half and quarter size.
+        adversarial: of the hinge term of a patch discriminator, balanced against the reconstruction by the
+            ratio of their gradients at the decoder's last layer (Esser et al. 2021); 0: no discriminator.
+        adversarial_start: step from which the discriminator takes part.
+        dead_after: a code that no cell has used for about so many steps is moved onto what is badly explained.
+    """
+
+    absolute: float = 0.0
+    squared: float = 1.0
+    quantizer: float = 1.0
+    perceptual: float = 1.0
+    vgg_weights: str | None = None
+    lpips_weights: str | None = None
+    adversarial: float = 0.0
+    adversarial_start: int = 10_000
+    dead_after: int = 200
+
+
+def structural_loss(
+    prediction: Float[Tensor, "batch 3 height width"], target: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, ""]:
+    """1 - SSIM, mean over the image at full, half and quarter size (those of at least 7 pixels a side)."""
+    from kornia.metrics import ssim
+
+    prediction, target = (prediction.float() + 1) / 2, (target.float() + 1) / 2
+    terms = []
+    for _ in range(3):
+        if min(prediction.shape[-2:]) < 7:
+            break
+        terms.append(1 - ssim(prediction, target, window_size=7).mean())
+        prediction, target = F.avg_pool2d(prediction, 2), F.avg_pool2d(target, 2)
+    return torch.stack(terms).mean()
+
+
+class TokenizerTraining(TrainingTask):
+    """Trains a :class:`ResidualVQ`; a batch holds ``image``, (batch, 3, height, width) in [-1, 1]."""
+
+    name = "tokenizer"
+
+    def __init__(self, tokenizer: ResidualVQ, config: TokenizerLossConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.phases = {"tokenizer": tokenizer}
+        self.discriminator = PatchDiscriminator() if config.adversarial else None
+        if self.discriminator is not None:
+            self.phases["discriminator"] = self.discriminator
+        self._perceptual = _perceptual(config)
+        scales, codes = len(tokenizer.config.schedule), tokenizer.config.quantizer.vocabulary
+        # Smoothed counts per scale and code: what share of the codebook is in use, and which codes are dead.
+        self._usage = torch.zeros(scales, codes)
+        self._rests: Tensor | None = None
+        self._reconstruction: Tensor | None = None
+
+    def active(self, phase: str, step: int) -> bool:
+        return phase == "tokenizer" or step >= self.config.adversarial_start
+
+    def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        images = batch["image"]
+        if phase == "discriminator":
+            assert self._reconstruction is not None
+            real, fake = module(torch.cat((images, self._reconstruction))).chunk(2)
+            loss = (F.relu(1 - real) + F.relu(1 + fake)).mean() / 2
+            return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
+        output: TokenizerOutput = module(images)
+        prediction = output.reconstruction.float()
+        absolute, squared = F.l1_loss(prediction, images), F.mse_loss(prediction, images)
+        structural = self._perceptual(prediction, images) if self.config.perceptual else absolute.new_zeros(())
+        reconstruction = (
+            self.config.absolute * absolute + self.config.squared * squared + self.config.perceptual * structural
+        )
+        loss = reconstruction + self.config.quantizer * output.quantizer.loss
+        metrics: Metrics = {
+            "psnr": (10 * torch.log10(4 / squared)).detach(),
+            "perceptual": structural.detach(),
+            "quantizer": output.quantizer.loss.detach(),
+        }
+        if self.discriminator is not None and self.active("discriminator", step):
+            adversarial, weight = self._adversarial(prediction, reconstruction)
+            loss = loss + self.config.adversarial * weight * adversarial
+            metrics |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
+        self._reconstruction = prediction.detach()
+        self._record(output)
+        return loss, metrics
+
+    def _adversarial(self, prediction: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.discriminator is not None
+        self.discriminator.requires_grad_(False)
+        adversarial = -self.discriminator(prediction).mean()
+        self.discriminator.requires_grad_(True)
+        last = self.tokenizer.decoder.last_layer
+        wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
+        given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        return adversarial, (wanted / (given + 1e-4)).clamp(max=1e4).detach()
+
+    # --- the codebook ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _record(self, output: TokenizerOutput) -> None:
+        codes = self._usage.shape[1]
+        counts = torch.stack([torch.bincount(t.flatten(), minlength=codes) for t in output.quantizer.tokens])
+        self._usage = self._usage.to(counts.device).lerp(counts.float(), 1 / max(self.config.dead_after, 1))
+        self._rests = torch.cat([rest.detach() for rest in output.quantizer.rests])
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> Metrics:
+        """Log the share of codes in use per scale; now and then move dead codes onto present features."""
+        if step % 10 == 0:
+            used = self._in_use()
+            metrics: Metrics = {f"usage/scale{k}": share for k, share in enumerate(used.float().mean(1).tolist())}
+            metrics["usage/all"] = float(used.any(0).float().mean())
+        else:
+            metrics = {}
+        interval = max(self.config.dead_after // 4, 1)
+        if step % interval == 0 and self._rests is not None:
+            metrics["usage/revived"] = float(self._revive())
+        return metrics
+
+    def _in_use(self) -> Tensor:
+        """bool (scales, codes): drawn at least about once in ``dead_after`` steps."""
+        return self._usage >= 0.5 / max(self.config.dead_after, 1)
+
+    def _revive(self) -> int:
+        assert self._rests is not None
+        dead = (~self._in_use().any(0)).nonzero()[:, 0]
+        count = min(len(dead), len(self._rests))
+        if count == 0:
+            return 0
+        dead = dead[torch.randperm(len(dead))[:count].to(dead.device)]
+        picks = torch.randint(len(self._rests), (count,)).to(self._rests.device)
+        fresh = self._rests[picks]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(dead, 0)
+            torch.distributed.broadcast(fresh, 0)
+        codebook = self.tokenizer.quantizer.codebook.weight
+        codebook[dead] = fresh.to(codebook.dtype)
+        self._usage[:, dead] = 1.0 / len(self._usage)
+        return count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"usage": self._usage}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._usage = state["usage"].clone()
+
+
+def _perceptual(config: TokenizerLossConfig) -> Any:
+    if config.vgg_weights is None and config.lpips_weights is None:
+        return structural_loss
+    if config.vgg_weights is None or config.lpips_weights is None:
+        raise ValueError("LPIPS needs both vgg_weights and lpips_weights; give both files or neither")
+    from nextscale.evaluation.lpips import LPIPS
+
+    return LPIPS.from_files(config.vgg_weights, config.lpips_weights)
