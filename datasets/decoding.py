@@ -15,8 +15,8 @@ from .errors import ImageError
 
 Planes = tuple[Image.Image, ...]
 
-# Only these decoders are tried on untrusted bytes. MPO is what some cameras write under the name of JPEG.
-FORMATS = ("JPEG", "PNG", "WEBP", "MPO", "BMP", "TIFF", "PPM")
+# Only these decoders are tried on untrusted bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 
 # Value v of 8 bits -> v / 255 * 2 - 1, in the order of operations of the official pre-processing.
 TO_SIGNED = (np.arange(256, dtype=np.float32) / np.float32(255)) * np.float32(2) - np.float32(1)
@@ -103,7 +103,8 @@ def to_signed(pixels: np.ndarray) -> np.ndarray:
 
 def _layout(image: Image.Image) -> str:
     """How the file stores a pixel (asked before loading, which forgets it). Refuses what Pillow would cut."""
-    args = image.tile[0].args if image.tile else ""
+    tile = getattr(image, "tile", None)  # of images from files; Image itself does not declare it
+    args = tile[0].args if tile else ""
     args = args if isinstance(args, tuple) else (args,)
     layout = str(args[0])
     deep_ppm = image.format == "PPM" and len(args) > 1 and isinstance(args[1], int) and args[1] > 255

@@ -39,6 +39,10 @@ class ImageSizeError(DatasetError):
     """Images are smaller than the crop, and resizing is off."""
 
 
+class CacheError(DatasetError):
+    """The unpacked copy of a shard cannot be written."""
+
+
 class TokenShardError(ShardError):
     """A folder of token shards is incomplete, damaged, or was written with other settings."""
 

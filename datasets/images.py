@@ -176,7 +176,7 @@ class ImageDataset:
     def __getitem__(self, key: Key) -> dict[str, Any]:
         import torch
 
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = map(int, key) if isinstance(key, tuple) else (0, int(key))
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         pixels, position, skipped = self._pixels(epoch, index)
@@ -196,7 +196,7 @@ class ImageDataset:
         positions: list[int] = []
         skipped: list[str] = []
         for key in keys:
-            epoch, index = key if isinstance(key, tuple) else (0, key)
+            epoch, index = map(int, key) if isinstance(key, tuple) else (0, int(key))
             if not 0 <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
             image, position, passed = self._pixels(epoch, index)

@@ -1,7 +1,7 @@
 """Batches for ever, in this process or from workers, with the place to resume at."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from .images import collate
 from .sampler import EpochSampler
@@ -34,20 +34,23 @@ class Loader:
             yield batch
 
     def _batches(self) -> Iterator[dict[str, Any]]:
+        import torch
+
         source = _Batches(self.dataset)
+        pin_memory = self._pin_memory and torch.cuda.is_available()
         if self._workers == 0:
             for keys in self.sampler:
                 batch = source.__getitems__(keys)
-                yield _pin(batch) if self._pin_memory else batch
+                yield _pin(batch) if pin_memory else batch
         else:
             from torch.utils.data import DataLoader
 
             yield from DataLoader(
-                source,
+                cast(Any, source),  # PyTorch asks for a subclass of its Dataset, and needs only these methods
                 batch_sampler=self.sampler,
                 num_workers=self._workers,
                 prefetch_factor=self._prefetch,
-                pin_memory=self._pin_memory,
+                pin_memory=pin_memory,
                 collate_fn=_as_is,
             )
 
@@ -59,14 +62,15 @@ def make_loader(
 
     A dataset with `fetch(keys) -> batch` makes its batches itself; of another, samples are collated. With
     `workers` processes, each reads `prefetch` batches ahead; with 0, batches are made when asked for, which
-    is fastest for data in memory. `pin_memory` puts tensors into page-locked memory for asynchronous copies
-    to a CUDA device.
+    is fastest for data in memory. `pin_memory` puts tensors into page-locked memory, for asynchronous
+    copies to a CUDA device; without one it does nothing.
     """
     if workers < 0 or prefetch < 1:
         raise ValueError(f"workers {workers} must be at least 0 and prefetch {prefetch} at least 1")
     if len(dataset) < sampler.length:
         raise ValueError(
-            f"the sampler is for {sampler.length} samples, the dataset has {len(dataset)}: they must agree"
+            f"the sampler goes up to sample {sampler.length - 1}, the dataset has {len(dataset)}: "
+            "make the sampler with the length of the dataset"
         )
     return Loader(dataset, sampler, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
 
@@ -86,7 +90,7 @@ class _Batches:
         return batch
 
 
-def _as_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

@@ -1,15 +1,17 @@
 """Shards without random access (compressed tar, parquet) are unpacked once, to memory or a cache folder."""
 
 import hashlib
+import io
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from .blobs import Names
+from .errors import CacheError
+from .files import replace_file, temporary
 
 MEMORY_LIMIT = 256 * 2**20
 """Bytes of encoded images that one dataset keeps in memory; what is beyond goes to the cache folder."""
@@ -54,12 +56,15 @@ class Pack:
         """Keep the bytes of one file; returns their offset in the pack."""
         offset = self._length
         self._length += len(data)
-        if self._file is None and self._length > self._memory.left:
-            self._spill()
-        if self._file is None:
-            self._chunks.append(data)
-        else:
-            self._file.write(data)
+        try:
+            if self._file is None and self._length > self._memory.left:
+                self._spill()
+            if self._file is None:
+                self._chunks.append(data)
+            else:
+                self._file.write(data)
+        except OSError as error:
+            raise self._failure(error) from error
         return offset
 
     def finish(
@@ -69,29 +74,28 @@ class Pack:
         if self._file is None:
             self._memory.left -= self._length
             return b"".join(self._chunks)
-        path = _cache_path(self.shard)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        index = path.with_suffix(f".{os.getpid()}.tmp")
         packed_names, packed_labels = Names(names), Names(labels)
+        index = io.BytesIO()
+        np.savez(
+            index,
+            offsets=offsets,
+            sizes=sizes,
+            names=np.frombuffer(packed_names.text, np.uint8),
+            name_offsets=packed_names.offsets,
+            labels=np.frombuffer(packed_labels.text, np.uint8),
+            label_offsets=packed_labels.offsets,
+        )
+        path = _cache_path(self.shard)
         try:
-            with index.open("wb") as file:
-                np.savez(
-                    file,
-                    offsets=offsets,
-                    sizes=sizes,
-                    names=np.frombuffer(packed_names.text, np.uint8),
-                    name_offsets=packed_names.offsets,
-                    labels=np.frombuffer(packed_labels.text, np.uint8),
-                    label_offsets=packed_labels.offsets,
-                )
-                file.flush()
-                os.fsync(file.fileno())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
             os.replace(self._file.name, path)
-            os.replace(index, path.with_suffix(".npz"))  # last: a pack counts only with its index
-        finally:
-            index.unlink(missing_ok=True)
+            replace_file(
+                path.with_suffix(".npz"), index.getvalue()
+            )  # last: a pack counts only with its index
+        except OSError as error:
+            raise self._failure(error) from error
         return path
 
     def discard(self) -> None:
@@ -111,10 +115,16 @@ class Pack:
                 self.shard,
                 folder,
             )
-        self._file = tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False)  # noqa: SIM115
+        self._file = temporary(_cache_path(self.shard)).open("wb")
         for chunk in self._chunks:
             self._file.write(chunk)
         self._chunks = []
+
+    def _failure(self, error: OSError) -> CacheError:
+        return CacheError(
+            f"{self.shard} cannot be unpacked into {cache_folder()}: {error.strerror or error}. Make room "
+            "there, name another folder with NEXTSCALE_CACHE, or use plain .tar shards, which need no copy."
+        )
 
 
 def cached(shard: Path) -> tuple[Path, np.ndarray, np.ndarray, Names, Names] | None:

@@ -6,14 +6,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from .blobs import BlobStore, Names
 from .errors import DatasetError, LabelError, ShardError, listed
 from .packing import Memory, Pack, cached
-from .tarfiles import Member, TarDamage, members
+from .tarfiles import Member, Stream, TarDamage, members
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 PARQUET_IMAGES = ("image", "img", *IMAGE_KEYS)
@@ -109,6 +108,11 @@ def _compressed(path: Path, memory: Memory) -> Index:
         with gzip.open(path, "rb") as file:
             for name, label, _, size, image in _samples(path, file, None):
                 index.add(name, label, pack.append(image), size)
+            try:
+                while file.read(2**20):  # to the end, where the checksum is
+                    pass
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ShardError(f"{path} is damaged: {error}. {_REMEDY}") from error
         index.blob = pack.finish(np.array(index.offsets), np.array(index.sizes), index.names, index.labels)
         return index
     except BaseException:
@@ -116,26 +120,30 @@ def _compressed(path: Path, memory: Memory) -> Index:
         raise
 
 
-def _samples(path: Path, file: IO[bytes], total: int | None) -> Iterator[tuple[str, str, int, int, bytes]]:
+def _samples(path: Path, file: Stream, total: int | None) -> Iterator[tuple[str, str, int, int, bytes]]:
     """(name, label, offset, size, image bytes unless `total` is known) of each sample of a tar stream.
 
     The files of a sample follow each other and share their name up to the first dot (the webdataset
-    convention).
+    convention). Labels that stand apart from their images are refused: they would be lost without a word.
     """
     key: str | None = None
     image: tuple[int, int, bytes] | None = None
     label = NO_LABEL
     count = 0
+    last = ""
+    alone: list[str] = []  # labels without an image
     try:
         for member in members(file):
-            folder, _, base = member.name.rpartition("/")
+            folder, _, base = member.name.replace("\\", "/").rpartition("/")
             stem, _, extension = base.partition(".")
             if not stem:  # `.DS_Store`, `._image.jpg` and the like
                 continue
             if (name := f"{folder}/{stem}") != key:
                 if key is not None and image is not None:
-                    count += 1
+                    count, last = count + 1, key
                     yield _safe(key), label, *image
+                elif key is not None and label != NO_LABEL:
+                    alone.append(_safe(key))
                 key, image, label = name, None, NO_LABEL
             extension = extension.lower()
             if total is not None and member.offset + member.size > total:
@@ -148,14 +156,23 @@ def _samples(path: Path, file: IO[bytes], total: int | None) -> Iterator[tuple[s
                 label = _label(extension, _read(file, member)) or label
         if key is not None and image is not None:
             yield _safe(key), label, *image
+        elif key is not None and label != NO_LABEL:
+            alone.append(_safe(key))
     except (TarDamage, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        at = f", up to {_safe(key)}" if key else ""
+        if image is not None and key is not None:  # came whole, only what follows it did not
+            count, last = count + 1, key
+        at = f", up to {_safe(last)}" if last else ""
         raise ShardError(
             f"{path} is truncated or damaged: {error}. {count} samples are readable{at}. {_REMEDY}"
         ) from error
+    if alone:
+        raise ShardError(
+            f"{path}: {len(alone)} labels have no image beside them: {listed(alone)}. "
+            "The files of a sample must follow each other (tar --sort=name)."
+        )
 
 
-def _read(file: IO[bytes], member: Member) -> bytes:
+def _read(file: Stream, member: Member) -> bytes:
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) < member.size:
@@ -181,4 +198,4 @@ def _label(extension: str, data: bytes) -> str:
 
 def _safe(key: str) -> str:
     """A sample's name that is a harmless relative path, whatever the archive says."""
-    return "/".join(part for part in key.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    return "/".join(part for part in key.split("/") if part not in ("", ".", ".."))

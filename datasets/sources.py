@@ -42,14 +42,18 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, l
     files = _files([os.fspath(item) for item in sources])
     if not files:
         raise NoImagesError("the list of sources is empty: name a folder, or at least one file")
-    kinds = Counter(_kind(name) for name in files)
-    if None in kinds:
+    kinds = Counter(_kind(name) or "" for name in files)
+    if "" in kinds:
         raise SourceError(
             f"neither an image, a tar nor a parquet file: {listed([f for f in files if not _kind(f)])}"
         )
     if len(kinds) > 1:
         raise _mixture(f"{len(files)} files", kinds)
-    return Source(str(next(iter(kinds))), Path(), files)
+    if "image" not in kinds:
+        return Source(next(iter(kinds)), Path(), files)
+    whole = [os.path.abspath(name) for name in files]
+    root = os.path.commonpath([os.path.dirname(name) for name in whole])
+    return Source("image", Path(root), [os.path.relpath(name, root) for name in whole])
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -171,10 +175,8 @@ def _walk(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> Iterat
                 yield name
 
 
-def _mixture(where: str, kinds: Counter[str | None]) -> SourceError:
-    found = " and ".join(
-        f"{count} {_KIND_NAMES[str(kind)]}" for kind, count in sorted(kinds.items(), key=str)
-    )
+def _mixture(where: str, kinds: Counter[str]) -> SourceError:
+    found = " and ".join(f"{count} {_KIND_NAMES[kind]}" for kind, count in sorted(kinds.items()))
     return SourceError(
         f"{where}: a mixture of {found}. Keep one kind, or name the files of one kind by a pattern."
     )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import Protocol
 
 BLOCK = 512
 _END = bytes(BLOCK)
@@ -22,7 +22,15 @@ class Member:
     size: int
 
 
-def members(file: IO[bytes]) -> Iterator[Member]:
+class Stream(Protocol):
+    """What is needed of a file, or of one that is decompressed on the way."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, /) -> int: ...
+
+
+def members(file: Stream) -> Iterator[Member]:
     """Regular files in the order of the archive (ustar, GNU, pax names; links and devices are passed over).
 
     `file` is only read forwards, in blocks and at each member's offset, so it may be a decompressing stream;

@@ -1,10 +1,9 @@
-"""The index of a folder of token shards, and files that are there whole or not at all."""
+"""The index of a folder of token shards."""
 
 import hashlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from .errors import TokenShardError, listed
 
 INDEX = "index.json"
 FORMAT, VERSION = "nextscale-tokens", 1
-_SHARD_NAME = re.compile(r"tokens-\d{5,}\.safetensors")
+SHARD_NAME = re.compile(r"tokens-\d{5,}\.safetensors")
 
 
 def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
             and isinstance(index["complete"], bool)
             and index["dtype"] in ("uint16", "int32")
             and all(
-                _SHARD_NAME.fullmatch(shard["file"])
+                SHARD_NAME.fullmatch(shard["file"])
                 and isinstance(shard["samples"], int)
                 and isinstance(shard["bytes"], int)
                 and isinstance(shard["sha256"], str)
@@ -80,19 +79,3 @@ def check_contents(folder: Path, index: dict[str, Any]) -> None:
             f"the contents of {listed(wrong)} are not what was written (SHA-256 differs). "
             "Copy the folder again, or make the tokens again (resume=False)."
         )
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    file = tempfile.NamedTemporaryFile(  # noqa: SIM115
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    )
-    try:
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        Path(file.name).unlink(missing_ok=True)
-        raise

@@ -16,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 
 from .draws import uniforms_of
-from .errors import TokenShardError, listed
-from .token_index import FORMAT, INDEX, VERSION, check_contents, check_sizes, read_index, replace_file
+from .errors import LabelError, TokenShardError, listed
+from .files import replace_file
+from .token_index import FORMAT, INDEX, SHARD_NAME, VERSION, check_contents, check_sizes, read_index
 
 
 class TokenWriter:
@@ -56,7 +57,7 @@ class TokenWriter:
         self._index: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
-            "metadata": json.loads(json.dumps(metadata)),
+            "metadata": _as_json(metadata),
             "dtype": self._dtype.name,
             "length": None,
             "complete": False,
@@ -70,6 +71,11 @@ class TokenWriter:
                 self._continue()
             else:
                 (self.folder / INDEX).unlink()  # first: an index must never speak of shards that are gone
+        kept = {shard["file"] for shard in self._index["shards"]}
+        for path in self.folder.iterdir():  # what a killed or replaced run has left
+            unfinished = path.name.startswith((f".{INDEX}.", ".tokens-")) and path.name.endswith(".tmp")
+            if unfinished or (SHARD_NAME.fullmatch(path.name) and path.name not in kept):
+                path.unlink()
 
     @property
     def written(self) -> int:
@@ -228,7 +234,16 @@ class TokenDataset:
 
     def label_counts(self) -> np.ndarray:
         """int64 (num_classes,): images of each class."""
-        return np.bincount(self.labels[self.labels >= 0], minlength=self.num_classes)
+        return np.bincount(self.labels[self.labels >= 0], minlength=self.num_classes).astype(np.int64)
+
+    def require_labels(self) -> Self:
+        """Returns the dataset itself. Raises LabelError if images have no class."""
+        if without := int((self.labels < 0).sum()):
+            raise LabelError(
+                f"{without} of {len(self)} images in {self.folder} have no class: "
+                "make the tokens from labelled images"
+            )
+        return self
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         batch = self.fetch([key])
@@ -299,7 +314,7 @@ def _places(path: Path, samples: int, length: int, dtype: np.dtype) -> dict[str,
     size = path.stat().st_size
     wanted = {"tokens": (dtype, (samples, length)), "label": (np.dtype(np.int32), (samples,))}
     wanted["index"] = (np.dtype(np.int64), (samples,))
-    names = {"U16": np.uint16, "I32": np.int32, "I64": np.int64}
+    codes = {np.dtype(np.uint16): "U16", np.dtype(np.int32): "I32", np.dtype(np.int64): "I64"}
     try:
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
@@ -311,9 +326,8 @@ def _places(path: Path, samples: int, length: int, dtype: np.dtype) -> dict[str,
             entry = header[name]
             begin, end = entry["data_offsets"]
             bytes_needed = int(np.prod(shape)) * kind.itemsize
-            found = names.get(entry["dtype"]), tuple(entry["shape"])
             if (
-                found != (kind, shape)
+                (entry["dtype"], entry["shape"]) != (codes[kind], list(shape))
                 or end - begin != bytes_needed
                 or not 0 <= begin <= end <= size - 8 - header_size
             ):
@@ -324,6 +338,15 @@ def _places(path: Path, samples: int, length: int, dtype: np.dtype) -> dict[str,
             f"{path} is damaged ({error}). Copy it again, or make the tokens again."
         ) from error
     return places
+
+
+def _as_json(metadata: dict[str, Any]) -> Any:
+    try:
+        return json.loads(json.dumps(metadata))
+    except TypeError as error:
+        raise ValueError(
+            f"metadata must consist of JSON values (text, numbers, lists, …): {error}"
+        ) from error
 
 
 def _array(values: Any) -> np.ndarray:
