@@ -185,7 +185,7 @@ def _mixture(where: str, kinds: Counter[str]) -> SourceError:
 def _one_split(root: Path, kind: str, shards: list[str]) -> None:
     """Training on the test shards that lie beside the training shards would go unnoticed."""
     found = {match[0].lower(): name for name in shards if (match := re.match(r"[A-Za-z]+", name))}
-    if len(splits := [split for split in found if split in _SPLITS]) > 1:
+    if len(splits := [split for split in _SPLITS if split in found]) > 1:
         suffix = ".parquet" if kind == "parquet" else ".tar*"
         raise SourceError(
             f"{root} holds the shards of several splits ({listed(splits)}): "
