@@ -95,8 +95,9 @@ class SelfAttention(nn.Module):
         self, x: Float[Tensor, "batch positions width"]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (batch, positions, heads, head size), normalised as configured."""
-        bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        q, k, v = F.linear(x, self.qkv.weight, bias.to(x.dtype)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, v = q + self.query_bias.to(q.dtype), v + self.value_bias.to(v.dtype)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         if self.log_scale is not None:
             scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()[:, None]
             q = (F.normalize(q.float(), dim=-1) * scale.float()).to(v.dtype)

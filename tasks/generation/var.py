@@ -6,23 +6,36 @@ FoundationVision/VAR.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nextscale.core.cache import KeyValueCache
-from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict
+from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, save_folder
+from nextscale.core.config import from_json, to_json
 from nextscale.core.heads import CategoricalEmitter, CategoricalHead
-from nextscale.core.random import BatchDraws, Draws, ImageDraws
+from nextscale.core.random import Draws, ImageDraws
 from nextscale.core.sampling import Control, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
-from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256, SCHEDULE_512, SCHEDULE_1024, ResidualVQ
+from nextscale.datasets.imagenet import IMAGENET, find_class
+from nextscale.tasks.tokenizers.residual_vq import (
+    SCHEDULE_256,
+    SCHEDULE_512,
+    SCHEDULE_1024,
+    ResidualVQ,
+    ResidualVQConfig,
+)
+
+SYSTEM = "var"
+
+Condition = int | str | Sequence[int | str | None] | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class VARConfig:
 
     classes: number of classes; one more embedding row stands for "no class".
     label_drop: probability that a label is replaced by "no class" in training, for guidance.
+    class_names: by which classes may be asked for.
     schedule: scales in training and, where none are given, in sampling.
     """
 
@@ -40,6 +54,7 @@ class VARConfig:
     code_channels: int = 32
     schedule: ScaleSchedule = SCHEDULE_256
     label_drop: float = 0.1
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def of_depth(cls, depth: int, **changes: Any) -> VARConfig:
@@ -49,9 +64,9 @@ class VARConfig:
 
 
 PRESETS: dict[str, VARConfig] = {
-    **{f"var-d{depth}": VARConfig.of_depth(depth) for depth in (16, 20, 24, 30)},
+    **{f"var-d{depth}": VARConfig.of_depth(depth, class_names=IMAGENET) for depth in (16, 20, 24, 30)},
     "var-d36": replace(
-        VARConfig.of_depth(36, schedule=SCHEDULE_512),
+        VARConfig.of_depth(36, schedule=SCHEDULE_512, class_names=IMAGENET),
         transformer=replace(VARConfig.of_depth(36).transformer, conditioning="shared"),
     ),
 }
@@ -169,6 +184,126 @@ class VAR(nn.Module):
         codebook = quantizer.codebook.weight.float()
         return sample(self, quantizer, codebook, schedule, branches, emitter or CategoricalEmitter(), draws, controls)
 
+    @torch.inference_mode()
+    def generate(
+        self,
+        condition: Condition = None,
+        n: int = 1,
+        seed: int | Sequence[int] = 0,
+        *,
+        guidance: float = 1.5,
+        top_k: int | Sequence[int] = 900,
+        top_p: float | Sequence[float] = 0.96,
+        temperature: float | Sequence[float] = 1.0,
+        smooth: bool = False,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Float[Tensor, "n 3 height width"]:
+        """Images in [0, 1], on the CPU.
+
+        Args:
+            condition: a class number or name, a sequence of them (repeated to ``n`` images), or None: drawn at
+                random from each image's seed. "no class" is ``config.classes``.
+            n: number of images.
+            seed: image i is drawn from ``seed + i``, so it comes out the same alone and in any batch; or one
+                seed per image.
+            guidance, top_k, top_p, temperature, smooth: see :func:`nextscale.core.sampling.classifier_free` and
+                :class:`nextscale.core.heads.CategoricalEmitter`. The defaults are those of the official figures.
+            batch_size: images computed at once; only memory and speed depend on it.
+            progress: called with (scales done, scales in all) over all batches.
+
+        Raises:
+            ValueError: a class is unknown.
+        """
+        emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
+        seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != n:
+            raise ValueError(f"{len(seeds)} seeds were given for {n} images")
+        images, scales = [], len(self.config.schedule)
+        for start in range(0, n, batch_size):
+            draws = ImageDraws(seeds[start : start + batch_size])
+            labels = self.labels(condition, n)
+            chosen = labels[start : start + batch_size]
+            drawn = draws.integers(self.config.classes, len(chosen))
+            chosen = torch.where(chosen < 0, drawn, chosen).to(self.device)
+            for step in self.steps(chosen, draws=draws, emitter=emitter, guidance=guidance):
+                if progress is not None:
+                    progress(start // batch_size * scales + step.index + 1, -(-n // batch_size) * scales)
+            images.append(self.tokenizer.decode_features(step.total).cpu())
+        return (torch.cat(images) + 1) / 2
+
+    def labels(self, condition: Condition, n: int) -> Int[Tensor, " n"]:
+        """Class numbers of ``n`` images; -1 where the class is to be drawn.
+
+        Raises:
+            ValueError: a number is outside [0, classes], a name is unknown or ambiguous.
+        """
+        given = [condition] if condition is None or isinstance(condition, int | str) else list(condition)
+        numbers = [-1 if item is None else self._label(item) for item in given]
+        return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
+
+    def _label(self, item: int | str) -> int:
+        text = str(item)
+        if text.lstrip("-").isdigit():
+            if not 0 <= int(text) <= self.config.classes:
+                raise ValueError(
+                    f"class {item} does not exist: classes are 0 to {self.config.classes - 1}, and "
+                    f"{self.config.classes} is no class"
+                )
+            return int(text)
+        return find_class(text, self.config.class_names)
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors``, tokenizer included, and ``config.json``."""
+        config = {"transformer": to_json(self.config), "tokenizer": to_json(self.tokenizer.config)}
+        return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": config})
+
+    @classmethod
+    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> VAR:
+        """From the content of a folder written by :meth:`save`."""
+        parts = config["config"]
+        with torch.device("meta"):
+            tokenizer = ResidualVQ(from_json(ResidualVQConfig, parts["tokenizer"]))
+            model = cls(from_json(VARConfig, parts["transformer"]), tokenizer)
+        assign(model, state, "the saved VAR")
+        return model.eval()
+
+    def to_official(self) -> dict[str, Tensor]:
+        """The transformer's official state dict; loads strictly into the official code."""
+        state = {_KEYS.to_official(k): v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+        for name, value in state.items():
+            if name.endswith("scale_mul_1H11"):
+                state[name] = value.view(1, -1, 1, 1)
+            elif name.endswith("ada_gss"):
+                state[name] = value[None, None]
+        return state | _derived_buffers(self.config)
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], tokenizer: ResidualVQ, **overrides: Any) -> VAR:
+        """Build from an official file's content; sizes and options are read from its keys and shapes.
+
+        Args:
+            tokenizer: VAR's; its codes must fit.
+            overrides: what a file may not tell: ``schedule``, and ``heads`` of models without cosine attention.
+
+        Raises:
+            CheckpointError: the content is not a VAR.
+        """
+        state = find_state_dict(content, NESTED, "pos_1LC")
+        config = config_from_official(state, **overrides)
+        with torch.device("meta"):
+            model = cls(config, tokenizer)
+        own: dict[str, Tensor] = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
+        for name, value in state.items():
+            if name in _BUFFERS or name.endswith("attn.zero_k_bias"):
+                continue
+            shape = (-1,) if name.endswith("scale_mul_1H11") else value.shape[2:] if name.endswith("ada_gss") else None
+            own[_KEYS.from_official(name)] = value if shape is None else value.reshape(shape)
+        assign(model, own, "VAR")
+        return model.eval()
+
 
 class VARSession:
     """VAR in the middle of sampling."""
@@ -193,3 +328,131 @@ class VARSession:
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
         return self._model.head(hidden[rows], self._head_modulation[rows])
+
+
+# --- the official checkpoint --------------------------------------------------------------------------
+
+NESTED = (("trainer", "var_wo_ddp"), ("state_dict",), ("model",))
+_BUFFERS = ("lvl_1L", "attn_bias_for_masking")
+_KEYS = KeyMap(
+    [
+        ("start_position", "pos_start"),
+        ("position_embedding", "pos_1LC"),
+        ("word_embedding", "word_embed"),
+        ("class_embedding", "class_emb"),
+        ("level_embedding", "lvl_embed"),
+        ("transformer.shared_modulation.linear", "shared_ada_lin.1"),
+        ("transformer.blocks.*.modulation.linear", "blocks.*.ada_lin.1"),
+        ("transformer.blocks.*.modulation_offset", "blocks.*.ada_gss"),
+        ("transformer.blocks.*.attention.log_scale", "blocks.*.attn.scale_mul_1H11"),
+        ("transformer.blocks.*.attention.query_bias", "blocks.*.attn.q_bias"),
+        ("transformer.blocks.*.attention.value_bias", "blocks.*.attn.v_bias"),
+        ("transformer.blocks.*.attention.qkv", "blocks.*.attn.mat_qkv"),
+        ("transformer.blocks.*.attention.projection", "blocks.*.attn.proj"),
+        ("transformer.blocks.*.feed_forward.expand", "blocks.*.ffn.fc1"),
+        ("transformer.blocks.*.feed_forward.contract", "blocks.*.ffn.fc2"),
+        ("head.modulation.linear", "head_nm.ada_lin.1"),
+        ("head.linear", "head"),
+    ]
+)
+
+
+def is_official(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a VAR transformer, in the official layout."""
+    try:
+        state = find_state_dict(content, NESTED, "pos_1LC")
+    except CheckpointError:
+        return False
+    return {"lvl_embed.weight", "class_emb.weight", "word_embed.weight", "head_nm.ada_lin.1.weight"} <= set(state)
+
+
+def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARConfig:
+    """The configuration that an official state dict's keys and shapes imply.
+
+    Raises:
+        CheckpointError: an entry that sizes are read from is missing, or the scale list cannot be told.
+    """
+    try:
+        width, code_channels = state["word_embed.weight"].shape
+        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        cosine = "blocks.0.attn.scale_mul_1H11" in state
+        hidden = state["blocks.0.ffn.fc1.weight"].shape[0]
+        classes, vocabulary = state["class_emb.weight"].shape[0] - 1, state["head.weight"].shape[0]
+        schedule = overrides.get("schedule") or _schedule(state)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"the state dict lacks an entry of VAR: {error}") from None
+    heads = overrides.get("heads") or (state["blocks.0.attn.scale_mul_1H11"].numel() if cosine else width // 64)
+    transformer = TransformerConfig(
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=hidden / width,
+        conditioning="shared" if "shared_ada_lin.1.weight" in state else "block",
+        attention="cosine" if cosine else "dot",
+        drop_path=0.1 * depth / 24,
+    )
+    names = IMAGENET if classes == len(IMAGENET) else None
+    return VARConfig(transformer, classes, vocabulary, code_channels, ScaleSchedule.parse(schedule), class_names=names)
+
+
+def _schedule(state: Mapping[str, Tensor]) -> ScaleSchedule:
+    """The scale list: from the level index, else the known list of that length."""
+    length, scales = state["pos_1LC"].shape[1], state["lvl_embed.weight"].shape[0]
+    if "lvl_1L" in state:
+        counts = torch.bincount(state["lvl_1L"].flatten(), minlength=scales).tolist()
+        sides = [math.isqrt(count) for count in counts]
+        if [side * side for side in sides] == counts:
+            return ScaleSchedule.squares(*sides)
+    for known in (SCHEDULE_256, SCHEDULE_512, SCHEDULE_1024):
+        if (known.length, len(known)) == (length, scales):
+            return known
+    raise CheckpointError(
+        f"the file has {length} positions in {scales} scales, which is no published list, and no level index "
+        '(lvl_1L) that would tell the sides; name them with schedule="1 2 3 ..."'
+    )
+
+
+def _derived_buffers(config: VARConfig) -> dict[str, Tensor]:
+    """What official files hold although it follows from the scale list."""
+    schedule = config.schedule
+    bias = torch.zeros(schedule.length, schedule.length).masked_fill_(~schedule.mask(), -torch.inf)
+    zeros = {f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.transformer.width) for i in range(config.transformer.depth)}
+    return {"lvl_1L": schedule.levels()[None].clone(), "attn_bias_for_masking": bias[None, None], **zeros}
+
+
+# --- initialisation -----------------------------------------------------------------------------------
+
+
+def initialize(
+    model: VAR, *, modulation: float = 0.5, gate: float = 1e-3, head: float = 0.02, std: float | None = None
+) -> VAR:
+    """VAR's initial weights, for training anew.
+
+    Args:
+        modulation: factor of the modulation's scale and shift rows; ``gate`` of its gamma rows (the official
+            trainer takes 1e-3 for d16 and d20, less for deeper models).
+        head: factor of the last linear layer.
+        std: of all weights; None: sqrt(1 / (3 width)).
+    """
+    width, depth = model.config.transformer.width, model.config.transformer.depth
+    std = std or math.sqrt(1 / width / 3)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("tokenizer."):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if getattr(module, "bias", None) is not None:
+                    module.bias.zero_()
+        for parameter in (model.start_position, model.position_embedding):
+            nn.init.trunc_normal_(parameter, std=std)
+        model.head.linear.weight.mul_(head)
+        model.head.modulation.linear.weight.mul_(modulation)
+        for block in model.transformer.blocks:
+            block.attention.projection.weight.div_(math.sqrt(2 * depth))
+            block.feed_forward.contract.weight.div_(math.sqrt(2 * depth))
+            if block.modulation is not None:
+                block.modulation.linear.weight[: 2 * width].mul_(gate)
+                block.modulation.linear.weight[2 * width :].mul_(modulation)
+            else:
+                block.modulation_offset[:2].mul_(gate)
+                block.modulation_offset[2:].mul_(modulation)
+    return model
