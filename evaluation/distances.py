@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from nextscale.evaluation.moments import Moments, as_features
@@ -47,7 +46,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def frechet_distance(
-    features_a: Tensor | ArrayLike | Moments, features_b: Tensor | ArrayLike | Moments
+    features_a: Tensor | np.ndarray | Moments, features_b: Tensor | np.ndarray | Moments
 ) -> float:
     """Squared Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, equation
     6).
@@ -82,8 +81,8 @@ def frechet_distance(
 
 
 def kid(
-    features_a: Tensor | ArrayLike,
-    features_b: Tensor | ArrayLike,
+    features_a: Tensor | np.ndarray,
+    features_b: Tensor | np.ndarray,
     *,
     subsets: int = 100,
     subset_size: int | None = None,
@@ -137,7 +136,9 @@ def squared_distance_blocks(rows: Tensor, columns: Tensor) -> Iterator[tuple[sli
         yield slice(start, start + len(block)), squared
 
 
-def nearest(queries: Tensor | ArrayLike, references: Tensor | ArrayLike, k: int = 1) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor | np.ndarray, references: Tensor | np.ndarray, k: int = 1
+) -> tuple[Tensor, Tensor]:
     """Indices (N, k) and Euclidean distances (N, k) of each query's k nearest references, nearest first."""
     rows, columns = as_features(queries, "queries"), as_features(references, "references")
     if rows.shape[1] != columns.shape[1]:
@@ -171,7 +172,7 @@ def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     return inside / len(points)
 
 
-def precision_recall(real: Tensor | ArrayLike, fake: Tensor | ArrayLike, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Tensor | np.ndarray, fake: Tensor | np.ndarray, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2) with k nearest neighbours.
 
     A set's manifold is the union of balls around its samples that reach to their k-th nearest other sample.
@@ -198,7 +199,7 @@ def precision_recall(real: Tensor | ArrayLike, fake: Tensor | ArrayLike, k: int 
     )
 
 
-def inception_score(logits: Tensor | ArrayLike, *, splits: int = 1, seed: int | None = 0) -> Score:
+def inception_score(logits: Tensor | np.ndarray, *, splits: int = 1, seed: int | None = 0) -> Score:
     """exp of the mean Kullback-Leibler divergence from p(y) to p(y | x) (Salimans et al. 2016), logits (N,
     classes).
 

@@ -8,21 +8,21 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def as_features(features: Tensor | ArrayLike, name: str = "features") -> Tensor:
+def as_features(features: Tensor | np.ndarray, name: str = "features") -> Tensor:
     """`features` as a finite float64 matrix (samples, dimensions); it stays on its device where that knows
     float64.
 
     Raises ValueError for another number of axes, for no dimension at all, and for NaN or infinite entries.
     """
-    matrix = features if isinstance(features, Tensor) else torch.as_tensor(np.asarray(features))
+    matrix = (
+        features if isinstance(features, Tensor) else torch.from_numpy(np.array(features, dtype=np.float64))
+    )
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{name} have shape {tuple(matrix.shape)}; expected (samples, dimensions)")
     # MPS has no float64, and the distances below subtract nearly equal numbers.
@@ -67,12 +67,12 @@ class Moments:
         return cls(np.zeros(dimensions), np.zeros((dimensions, dimensions)), 0)
 
     @classmethod
-    def of(cls, features: Tensor | ArrayLike | Iterable[Tensor]) -> Moments:
+    def of(cls, features: Tensor | np.ndarray | Iterable[Tensor | np.ndarray]) -> Moments:
         """Moments of one matrix (samples, D), or of an iterable of such matrices that is read once."""
         if isinstance(features, (Tensor, np.ndarray)):
-            batches: Iterable[Any] = [features]
+            batches: Iterable[Tensor | np.ndarray] = [features]
         else:
-            batches = features  # type: ignore[assignment]
+            batches = features
         moments: Moments | None = None
         for batch in batches:
             matrix = as_features(batch)
@@ -82,7 +82,7 @@ class Moments:
             raise ValueError("no features were given; expected at least one batch (samples, dimensions)")
         return moments
 
-    def update(self, features: Tensor | ArrayLike) -> None:
+    def update(self, features: Tensor | np.ndarray) -> None:
         """Take in a batch (samples, D), by the pairwise update of Chan, Golub and LeVeque (1979).
 
         The result depends on the split into batches only by rounding.

@@ -1,5 +1,7 @@
 """Feature distances against independent computations, and what they do with odd input."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -94,7 +96,7 @@ def test_streamed_moments_do_not_depend_on_the_batches() -> None:
     np.testing.assert_allclose(streamed.covariance, np.cov(all_at_once, rowvar=False), rtol=1e-7, atol=1e-14)
 
 
-def test_moments_are_exchanged_under_adms_names(tmp_path) -> None:
+def test_moments_are_exchanged_under_adms_names(tmp_path: Path) -> None:
     moments = Moments.of(features(30, 5, 0))
     moments.save(tmp_path / "reference.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["reference.npz"]
@@ -108,7 +110,7 @@ def test_moments_are_exchanged_under_adms_names(tmp_path) -> None:
         adm.update(features(3, 5, 1))
 
 
-def test_moment_files_that_are_damaged_or_hold_objects_are_refused(tmp_path) -> None:
+def test_moment_files_that_are_damaged_or_hold_objects_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
         Moments.load(tmp_path / "absent.npz")
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
@@ -155,7 +157,9 @@ def test_precision_and_recall_of_a_case_worked_by_hand() -> None:
     assert precision_recall(real, fake, k=1) == (2 / 3, 1)
 
 
-def test_precision_and_recall_equal_the_definition_and_do_not_depend_on_the_blocks(monkeypatch) -> None:
+def test_precision_and_recall_equal_the_definition_and_do_not_depend_on_the_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real, fake = features(60, 4, 0), features(50, 4, 0) * 1.4 + 0.5
 
     def covered(points: np.ndarray, centres: np.ndarray, k: int) -> float:
