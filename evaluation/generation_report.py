@@ -1,4 +1,4 @@
-"""The figures of an image generator beside those of reconstructions and real images, as JSON and as a table."""
+"""Figures of an image generator beside those of reconstructions and real images, as JSON and as a table."""
 
 from __future__ import annotations
 
