@@ -15,7 +15,7 @@ Change = Callable[[dict[str, Any], dict[str, np.ndarray]], None]
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[[str, Change], Path]:
-    """``changed(name, change)`` copies a kept case into a folder of its own after ``change(meta, arrays)``."""
+    """``changed(name, change)`` copies a case into a folder of its own, after ``change(meta, arrays)``."""
 
     def copy(name: str, change: Change) -> Path:
         with np.load(CASES / f"{name}.npz", allow_pickle=False) as file:
