@@ -187,16 +187,20 @@ class ResidualQuantizer(nn.Module):
             totals.append(total)
         return totals
 
+    @torch.no_grad()
     def teacher_inputs(
-        self, tokens: Int[Tensor, "batch length"], schedule: ScaleSchedule
+        self, tokens: Int[Tensor, "batch length"], schedule: ScaleSchedule, scales: int | None = None
     ) -> Float[Tensor, "batch rest channels"]:
         """Teacher forcing: the inputs of scales 1, 2, … from the true tokens, in one sequence.
 
-        ``tokens`` may hold all scales or all but the last.
+        Args:
+            tokens: of all scales in use; the last one's may be missing.
+            scales: how many of the schedule's scales are in use; all by default. The sum stays at the
+                finest grid, so a prefix of the schedule is not the same.
         """
         total = self.begin(len(tokens), schedule)
         inputs = [total.new_zeros(len(tokens), 0, self.config.channels)]
-        for index in range(len(schedule) - 1):
+        for index in range((len(schedule) if scales is None else scales) - 1):
             start, stop = schedule.ranges[index]
             total = total + self.contribution(self.lookup(tokens[:, start:stop]), schedule, index)
             inputs.append(self.next_input(total, schedule, index + 1))

@@ -1,0 +1,127 @@
+"""Zero-shot editing: part of an image's tokens is held fixed while the rest is drawn.
+
+VAR's in-painting, out-painting and class-conditional editing (arXiv 2404.02905, section 5.3). At every
+scale, after the draw, the code vectors of kept cells are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nextscale.core.heads import CategoricalEmitter
+from nextscale.core.random import ImageDraws
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.generation.var import VAR, Condition
+
+ALWAYS_KEPT = 3
+"""Grids of at most so many cells are kept wholly: they carry the image's overall colour."""
+
+
+def box_mask(
+    grid: tuple[int, int], box: tuple[float, float, float, float], keep_inside: bool
+) -> Int[Tensor, "height width"]:
+    """1 where tokens are kept, 0 where they are drawn.
+
+    Args:
+        grid: (height, width) of the finest map.
+        box: (top, left, bottom, right) as fractions of the image; edges are rounded to cells, halves to even.
+        keep_inside: keep the box and draw around it (out-painting), or the reverse (in-painting).
+
+    Raises:
+        ValueError: the box is empty or leaves [0, 1].
+    """
+    top, left, bottom, right = box
+    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+        raise ValueError(
+            f"the box {box} is (top, left, bottom, right) in fractions of the image: 0 <= top < bottom <= 1, "
+            "0 <= left < right <= 1"
+        )
+    height, width = grid
+    inside = torch.zeros(grid, dtype=torch.int64)
+    inside[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = 1
+    return inside if keep_inside else 1 - inside
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """A control of the sampling loop: cells under the mask take the image's codes.
+
+    Attributes:
+        codes: of the image, (batch, length, channels).
+        mask: 1 = keep, at the finest grid.
+    """
+
+    codes: Float[Tensor, "batch length channels"]
+    mask: Int[Tensor, "height width"]
+    schedule: ScaleSchedule
+
+    def kept(self, index: int) -> Tensor:
+        """bool (tokens,): the cells of a scale that are kept."""
+        scale = self.schedule[index]
+        if scale.tokens <= ALWAYS_KEPT:
+            return torch.ones(scale.tokens, dtype=torch.bool, device=self.codes.device)
+        mask = self.mask[None, None].to(self.codes.device, torch.float32)
+        return (F.interpolate(mask, size=scale.grid, mode="bilinear") > 0.5).flatten()
+
+    def adjust(self, codes: Tensor, index: int) -> Tensor:
+        start, stop = self.schedule.ranges[index]
+        return torch.where(self.kept(index)[:, None], self.codes[:, start:stop].to(codes.dtype), codes)
+
+
+@torch.inference_mode()
+def edit(
+    model: VAR,
+    image: Float[Tensor, "3 height width"],
+    mask: Int[Tensor, "cells_high cells_wide"],
+    condition: Condition = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 0,
+    *,
+    guidance: float = 3.0,
+    top_k: int | Sequence[int] = 900,
+    top_p: float | Sequence[float] = 0.95,
+    temperature: float | Sequence[float] = 1.0,
+    smooth: bool = False,
+) -> Float[Tensor, "n 3 height width"]:
+    """Draw ``n`` versions of an image, its tokens under the mask kept.
+
+    Args:
+        image: in [0, 1], of the model's size.
+        mask: 1 = keep, at the finest grid (see :func:`box_mask`).
+        condition: as in :meth:`VAR.generate`; None: no class, as for in- and out-painting.
+        seed: version i is drawn from ``seed + i``, or one seed per version.
+
+    Returns:
+        Images in [0, 1], on the CPU.
+
+    Raises:
+        ValueError: image or mask have another size than the model's.
+    """
+    schedule, tokenizer = model.config.schedule, model.tokenizer
+    if tuple(image.shape) != (3, *tokenizer.image_size(schedule)):
+        raise ValueError(
+            f"the image is {tuple(image.shape)}, this model edits 3 x {' x '.join(map(str, tokenizer.image_size(schedule)))}"
+        )
+    if tuple(mask.shape) != schedule.final.grid:
+        raise ValueError(f"the mask is {tuple(mask.shape)}, expected the finest grid, {schedule.final.grid}")
+    tokens = tokenizer.encode(image[None].to(model.device) * 2 - 1, schedule)
+    control = KeptTokens(tokenizer.quantizer.lookup(tokens), mask, schedule)
+    seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
+    labels = model.labels(model.config.classes if condition is None else condition, n).to(model.device)
+    final: Any = None
+    for step in model.steps(
+        labels,
+        draws=ImageDraws(seeds),
+        emitter=CategoricalEmitter(top_k, top_p, temperature, smooth),
+        guidance=guidance,
+        controls=[control],
+    ):
+        final = step.total
+    return (tokenizer.decode_features(final).cpu() + 1) / 2

@@ -1,0 +1,174 @@
+"""Training VAR: the official recipe, with progressive training as an option.
+
+Tian et al. 2024 (arXiv 2404.02905); official code FoundationVision/VAR, ``trainer.py`` and ``train.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.core.training import Batch, Metrics, TrainingTask
+from nextscale.tasks.generation.var import SYSTEM, VAR
+
+
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """Train on the coarse scales first and add the finer ones one by one.
+
+    Attributes:
+        share: part of the run until all scales take part; 0: all from the start.
+        first: index of the newest scale at the beginning.
+        warmup: part of the run over which a newly added scale's weight rises from 0.01 to 1.
+    """
+
+    share: float = 0.0
+    first: int = 4
+    warmup: float = 1 / 300
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Progressive training at one step: how many scales take part and how much the newest counts."""
+
+    scales: int
+    newest_weight: float
+
+
+def newest_scale(config: ProgressiveConfig, scales: int, step: int, warmup: int, total: int) -> int:
+    """Index of the newest scale that takes part at ``step``.
+
+    Args:
+        warmup: steps of the learning rate's warm-up, in which only the first scales take part.
+    """
+    if config.share <= 0 or step >= config.share * total:
+        return scales - 1
+    if step <= warmup:
+        return min(config.first, scales - 1)
+    progress = (step - warmup) / max(config.share * total - warmup, 1e-9)
+    return min(config.first + round(progress * (scales - 1 - config.first)), scales - 1)
+
+
+def stage_at(config: ProgressiveConfig, scales: int, step: int, warmup: int, total: int) -> Stage:
+    """The stage at ``step``; the newest scale's weight counts the steps since it was added."""
+    newest = newest_scale(config, scales, step, warmup, total)
+    if newest == newest_scale(config, scales, 0, warmup, total):
+        return Stage(newest + 1, 1.0)  # the run's first stage has no warm-up of its own
+    low, high = 0, step
+    while low < high:
+        middle = (low + high) // 2
+        if newest_scale(config, scales, middle, warmup, total) >= newest:
+            high = middle
+        else:
+            low = middle + 1
+    steps = step - low + 1
+    return Stage(newest + 1, newest_weight(steps, config.warmup * total))
+
+
+def newest_weight(steps: int, warmup: float) -> float:
+    """Weight of a scale that has taken part for ``steps`` steps."""
+    return max(min(steps / max(warmup, 1e-9), 1.0), 0.01)
+
+
+def next_scale_loss(
+    logits: Float[Tensor, "batch tokens vocabulary"],
+    tokens: Int[Tensor, "batch tokens"],
+    schedule: ScaleSchedule,
+    full_length: int,
+    *,
+    label_smoothing: float = 0.0,
+    newest_weight: float = 1.0,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Cross-entropy of every token, weighted 1 / full_length, summed over tokens, mean over the batch.
+
+    Args:
+        schedule: the scales that take part, a prefix of the model's list.
+        full_length: tokens of the whole list: the weight of a token does not depend on the stage.
+        newest_weight: factor for the last of the scales.
+
+    Returns:
+        The loss, and without label smoothing and weights: mean cross-entropy, that of the last scale,
+        accuracy in percent, that of the last scale.
+    """
+    vocabulary = logits.shape[-1]
+    flat, target = logits.reshape(-1, vocabulary), tokens.reshape(-1)
+    loss = F.cross_entropy(flat, target, label_smoothing=label_smoothing, reduction="none").view(tokens.shape)
+    weights = torch.full((schedule.length,), 1 / full_length, device=loss.device)
+    start, stop = schedule.ranges[-1]
+    weights[start:stop] *= newest_weight
+    with torch.no_grad():
+        plain = F.cross_entropy(flat, target, reduction="none").view(tokens.shape) if label_smoothing else loss.detach()
+        right = (logits.argmax(-1) == tokens).float() * 100
+        metrics = {
+            "cross_entropy": plain.mean(),
+            "cross_entropy_last": plain[:, start:stop].mean(),
+            "accuracy": right.mean(),
+            "accuracy_last": right[:, start:stop].mean(),
+        }
+    return (loss * weights).sum(1).mean(), metrics
+
+
+class VARTraining(TrainingTask):
+    """Trains a :class:`VAR`.
+
+    A batch holds ``label``, ``uniform`` in [0, 1) for label dropout, and ``tokens`` (batch, length), or
+    ``image`` (batch, 3, height, width) in [-1, 1], which the frozen tokenizer then encodes.
+
+    Args:
+        warmup, total: steps of the learning rate's warm-up and of the run, which progressive training follows.
+    """
+
+    name = SYSTEM
+
+    def __init__(
+        self,
+        model: VAR,
+        *,
+        label_smoothing: float = 0.0,
+        progressive: ProgressiveConfig | None = None,
+        warmup: int = 0,
+        total: int = 1,
+    ) -> None:
+        self.model, self.label_smoothing = model, label_smoothing
+        self.progressive = progressive or ProgressiveConfig()
+        self._warmup, self._total = warmup, total
+        self.phases: dict[str, nn.Module] = {SYSTEM: model}
+
+    def stage(self, step: int) -> Stage:
+        """Which scales take part at a step."""
+        return stage_at(self.progressive, len(self.model.config.schedule), step, self._warmup, self._total)
+
+    def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        full = self.model.config.schedule
+        stage = self.stage(step)
+        schedule = full.prefix(stage.scales)
+        tokens = self._tokens(batch, stage.scales)
+        inputs = self.model.tokenizer.quantizer.teacher_inputs(tokens, full, stage.scales)
+        labels = self.model.drop_labels(batch["label"], batch["uniform"])
+        logits = module(inputs, labels, schedule)
+        loss, metrics = next_scale_loss(
+            logits,
+            tokens,
+            schedule,
+            full.length,
+            label_smoothing=self.label_smoothing,
+            newest_weight=stage.newest_weight,
+        )
+        if stage.scales < len(full):
+            metrics = {k: v for k, v in metrics.items() if not k.endswith("_last")} | {"scales": float(stage.scales)}
+        return loss, {**metrics}
+
+    def _tokens(self, batch: Batch, scales: int) -> Tensor:
+        full = self.model.config.schedule
+        if "tokens" in batch:
+            return batch["tokens"][:, : full.prefix(scales).length]
+        tokenizer = self.model.tokenizer
+        # The frozen tokenizer works in its own precision, outside autocast.
+        with torch.no_grad(), torch.autocast(batch["image"].device.type, enabled=False):
+            features = tokenizer.features(batch["image"])
+            return torch.cat(tokenizer.quantizer.encode(features, full, scales)[0], dim=1)
