@@ -135,6 +135,33 @@ def attend_segments(
     The segments must cover the queries in order. Key prefixes are shared by several calls and their
     gradients accumulate, as autograd does for views.
     """
+    if kernel is None and _dense_is_faster(query):
+        return _attend_dense(query, key, value, scale, tuple(segments))
     run = select_kernel(query, kernel)
     outputs = [run(query[:, s.start : s.stop], key[:, : s.visible], value[:, : s.visible], scale) for s in segments]
     return torch.cat(outputs, dim=1)
+
+
+DENSE_LENGTH = 256
+"""Longest sequence for which one dense masked product trains faster than one call per scale, on a CPU."""
+
+
+def _dense_is_faster(query: Tensor) -> bool:
+    # The CPU's fused kernel has a slow backward pass: for short sequences the wasted scores cost less than it.
+    training = torch.is_grad_enabled() and query.requires_grad
+    return training and query.device.type == "cpu" and query.shape[1] <= DENSE_LENGTH
+
+
+def _attend_dense(query: Tensor, key: Tensor, value: Tensor, scale: float, segments: tuple[Segment, ...]) -> Tensor:
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    bias = _bias(segments, key.shape[1]).to(query.dtype)
+    weights = torch.baddbmm(bias, q, k.mT, alpha=scale).softmax(-1).to(v.dtype)
+    return torch.bmm(weights, v).unflatten(0, (len(query), -1)).transpose(1, 2)
+
+
+@cache
+def _bias(segments: tuple[Segment, ...], keys: int) -> Tensor:
+    """float32 (queries, keys): 0 where a query may see a key, else -inf."""
+    with torch.inference_mode(False):
+        visible = torch.cat([torch.full((s.stop - s.start,), s.visible) for s in segments])
+        return torch.where(torch.arange(keys) < visible[:, None], 0.0, -torch.inf)
