@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -10,21 +9,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.heads import CategoricalEmitter
-from nextscale.core.optim import Schedule
-from nextscale.core.quantizer import QuantizerConfig, smoother_index
+from nextscale.core.optim import Schedule, parameter_groups
+from nextscale.core.quantizer import smoother_index
 from nextscale.core.random import BatchDraws
 from nextscale.core.sampling import Control
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.core.transformer import TransformerConfig
 from nextscale.datasets.sampler import EpochSampler
+from nextscale.parity.building import (
+    EVALUATION,
+    KERNELS,
+    build_model,
+    build_tokenizer,
+    in_official_names,
+    model_config,
+    norms,
+    tokenizer_config,
+)
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
-from nextscale.tasks.generation.var import VAR, VARConfig, initialize
-from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
+from nextscale.tasks.generation.editing import KeptTokens, box_mask
+from nextscale.tasks.generation.var import SYSTEM, VAR, initialize
+from nextscale.tasks.generation.var_training import Stage, VARTraining, newest_weight
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 operations = Operations()
 
@@ -32,7 +41,7 @@ operations = Operations()
 @operations
 def tokenize(case: Case) -> Mapping[str, Any]:
     """Image -> tokens -> image, with the tokenizer's own scales or others."""
-    tokenizer = _tokenizer(case)
+    tokenizer = build_tokenizer(case)
     scales = case.options.get("scales")
     schedule = tokenizer.config.schedule if scales is None else ScaleSchedule.parse(scales)
     with torch.inference_mode():
@@ -49,7 +58,7 @@ def tokenize(case: Case) -> Mapping[str, Any]:
 @operations
 def detokenize(case: Case) -> Mapping[str, Any]:
     """Tokens -> sums of code maps, transformer inputs and images."""
-    tokenizer, tokens = _tokenizer(case), case.tensor("tokens")
+    tokenizer, tokens = build_tokenizer(case), case.tensor("tokens")
     schedule = tokenizer.config.schedule
     with torch.inference_mode():
         return {
@@ -63,23 +72,23 @@ def detokenize(case: Case) -> Mapping[str, Any]:
 @operations
 def tokenizer_train_step(case: Case) -> Mapping[str, Any]:
     """Loss and gradients of reconstruction plus vector quantisation, all that the official repository has."""
-    tokenizer, images = _tokenizer(case, training=True), case.tensor("images")
+    tokenizer, images = build_tokenizer(case, training=True), case.tensor("images")
     output = tokenizer(images)
     loss = torch.nn.functional.mse_loss(output.reconstruction, images) + output.quantizer.loss
     loss.backward()
-    gradients = _in_official_names(tokenizer, {name: p.grad for name, p in tokenizer.named_parameters()})
+    gradients = in_official_names(tokenizer, {name: p.grad for name, p in tokenizer.named_parameters()})
     return {
         "vq_loss": output.quantizer.loss,
         "loss": loss,
         "recon": output.reconstruction,
-        "grad_norms": _norms(gradients, case.options["grad_names"]),
+        "grad_norms": norms(gradients, case.options["grad_names"]),
     }
 
 
 @operations
 def teacher_forcing(case: Case) -> Mapping[str, Any]:
     """Logits of all scales at once, from the true tokens."""
-    model, tokens = _model(case), case.tensor("tokens")
+    model, tokens = build_model(case), case.tensor("tokens")
     labels = model.drop_labels(case.tensor("labels"), case.tensor("uniform"))
     with torch.inference_mode():
         inputs = model.tokenizer.quantizer.teacher_inputs(tokens, model.config.schedule)
@@ -89,10 +98,22 @@ def teacher_forcing(case: Case) -> Mapping[str, Any]:
 @operations
 def sample(case: Case) -> Mapping[str, Any]:
     """Class-conditional sampling with the official draw order."""
-    model, labels, draws = _model(case), case.tensor("labels"), _draws(case.options["seed"])
+    model, labels, draws = build_model(case), case.tensor("labels"), _draws(case.options["seed"])
     if case.options["random_labels"]:
         labels = draws.integers(model.config.classes, len(labels))
     return {"labels_used": labels, **_sampled(case, model, labels, draws)}
+
+
+@operations
+def edit(case: Case) -> Mapping[str, Any]:
+    """In-painting, out-painting and class-conditional editing, with the official draw order."""
+    model, labels = build_model(case), case.tensor("labels")
+    schedule, tokenizer = model.config.schedule, model.tokenizer
+    tokens = tokenizer.encode(case.tensor("images"), schedule)
+    mask = box_mask(schedule.final.grid, case.options["box"], keep_inside=not case.options["inpainting"])
+    kept = KeptTokens(tokenizer.quantizer.lookup(tokens), mask, schedule)
+    outputs = _sampled(case, model, labels, _draws(case.options["seed"]), [kept])
+    return {"mask": mask, "image_tokens": tokens, **outputs}
 
 
 def _sampled(
@@ -116,14 +137,94 @@ def _sampled(
 
 
 @operations
+def train_step(case: Case) -> Mapping[str, Any]:
+    """Several optimiser steps of the official trainer on one batch, in evaluation form: nothing drops out."""
+    options, model = case.options, build_model(case)
+    task = _StagedTraining(model, options["label_smooth"], options["steps"])
+    names, start = options["grad_names"], _parameters(model)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, options["weight_decay"]),
+        lr=options["lr"],
+        betas=tuple(options["betas"]),
+        eps=options["eps"],
+    )
+    _check_decay(model, names, options["no_weight_decay"])
+    batch = {
+        "image": case.tensor("images"),
+        "label": case.tensor("labels"),
+        "uniform": case.tensor("uniform"),
+    }
+    outputs: dict[str, Any] = {
+        name: [] for name in ("loss", "total_norm", "grad_norms", "metrics", "update_norms")
+    }
+    for step in range(len(task.stages)):
+        optimizer.zero_grad()
+        loss, metrics = task.loss(SYSTEM, model, batch, step)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        outputs["grad_norms"].append(norms(in_official_names(model, gradients), names))
+        outputs["total_norm"].append(
+            float(torch.nn.utils.clip_grad_norm_(model.parameters(), options["grad_clip"]))
+        )
+        optimizer.step()
+        updates = {name: value - start[name] for name, value in _parameters(model).items()}
+        outputs["update_norms"].append(norms(in_official_names(model, updates), names))
+        outputs["loss"].append(loss.item())
+        # While scales are missing, the official trainer logs -1 for the last of them.
+        outputs["metrics"].append([float(metrics.get(name, -1)) for name in _METRICS])
+    return {"tokens": model.tokenizer.encode(batch["image"]), **outputs}
+
+
+_METRICS = ("cross_entropy", "cross_entropy_last", "accuracy", "accuracy_last")
+
+
+class _StagedTraining(VARTraining):
+    """VAR's training with the stage of every step given, instead of following from the run's length."""
+
+    def __init__(self, model: VAR, label_smoothing: float, steps: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(model, label_smoothing=label_smoothing)
+        scales, self.stages = len(model.config.schedule), list[Stage]()
+        newest, count, first = -1, 0, True
+        for step in steps:
+            if step["prog_si"] != newest:
+                first = newest == -1
+                newest, count = step["prog_si"], 0
+            count += 1
+            warmup = step["prog_wp_it"]
+            whole = newest in (-1, scales - 1)
+            weight = 1.0 if whole or first else newest_weight(count, warmup)
+            self.stages.append(Stage(scales if whole else newest + 1, weight))
+
+    def stage(self, step: int) -> Stage:
+        return self.stages[step]
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _check_decay(model: VAR, names: Sequence[str], exempt: Sequence[str]) -> None:
+    """The parameters without weight decay must be the ones the case names."""
+    free = {
+        id(p) for group in parameter_groups(model, 1.0) if not group["weight_decay"] for p in group["params"]
+    }
+    marks = {name: torch.full_like(p, float(id(p) in free)) for name, p in model.named_parameters()}
+    exported = in_official_names(model, marks)
+    ours = {name for name in names if exported[name].any()}
+    if wrong := sorted(ours ^ set(exempt)):
+        raise ReplayError(f"weight decay applies to other parameters than the case says: {', '.join(wrong)}")
+
+
+@operations
 def init_weights(case: Case) -> Mapping[str, Any]:
     """Statistics of the initial weights; the draws themselves are free."""
     options = case.options
     with torch.device("meta"):
-        tokenizer = ResidualVQ(_tokenizer_config(case.config["vae"]))
+        tokenizer = ResidualVQ(tokenizer_config(case.config["vae"]))
     case.config["vae"].ignore("dropout", "test_mode")
-    config = _model_config(case.config["var"], tokenizer)
-    case.config["var"].ignore(*_EVALUATION, *_KERNELS)
+    config = model_config(case.config["var"], tokenizer)
+    case.config["var"].ignore(*EVALUATION, *KERNELS)
     torch.manual_seed(options["seed"])
     model = initialize(
         VAR(config, tokenizer),
@@ -215,126 +316,6 @@ def _batches(options: Mapping[str, Any]) -> np.ndarray:
     return batches
 
 
-# --- building what a case describes ---------------------------------------------------------------------
-
-_KERNELS = ("flash_if_available", "fused_if_available")
-"""Arguments that choose kernels, not what they compute."""
-
-_EVALUATION = ("drop_rate", "attn_drop_rate", "drop_path_rate")
-"""Arguments without effect in evaluation form."""
-
-
-def _tokenizer_config(config: Mapping[str, Any]) -> ResidualVQConfig:
-    """The official constructor's arguments in this library's terms."""
-    shared, counts = config["share_quant_resi"], config["default_qresi_counts"]
-    scales = config["v_patch_nums"]
-    if shared == 0 and counts not in (0, len(scales)):
-        raise ReplayError(f"default_qresi_counts {counts} with {len(scales)} scales is not supported")
-    return ResidualVQConfig(
-        AutoencoderConfig(channels=config["ch"], latent_channels=config["z_channels"]),
-        QuantizerConfig(
-            config["vocab_size"],
-            config["z_channels"],
-            beta=config["beta"],
-            unit_norm=config["using_znorm"],
-            smoothing=config["quant_resi"],
-            smoothers=shared or None,
-        ),
-        ScaleSchedule.squares(*scales),
-        config["quant_conv_ks"],
-    )
-
-
-def _tokenizer(case: Case, training: bool = False) -> ResidualVQ:
-    """The case's tokenizer, in evaluation form or ready to train."""
-    arguments = case.config["vae"]
-    config = _tokenizer_config(arguments)
-    arguments.ignore("test_mode")  # freezes the parameters; the operation decides that
-    if training:
-        _no_random_drops(arguments, "dropout")
-    else:
-        arguments.ignore("dropout")
-    loaded = ResidualVQ.from_official(
-        case.state_dict("vae"),
-        schedule=config.schedule,
-        unit_norm=config.quantizer.unit_norm,
-        smoothing=config.quantizer.smoothing,
-        beta=config.quantizer.beta,
-    )
-    with torch.device("meta"):
-        tokenizer = ResidualVQ(config)
-    tokenizer.load_state_dict(loaded.state_dict(), assign=True)
-    return tokenizer.train(training)
-
-
-def _model_config(config: Mapping[str, Any], tokenizer: ResidualVQ) -> VARConfig:
-    """The official constructor's arguments in this library's terms."""
-    transformer = TransformerConfig(
-        width=config["embed_dim"],
-        depth=config["depth"],
-        heads=config["num_heads"],
-        mlp_ratio=config["mlp_ratio"],
-        conditioning="shared" if config["shared_aln"] else "block",
-        attention="cosine" if config["attn_l2_norm"] else "dot",
-        norm_eps=config["norm_eps"],
-    )
-    quantizer = tokenizer.config.quantizer
-    return VARConfig(
-        transformer,
-        config["num_classes"],
-        quantizer.vocabulary,
-        quantizer.channels,
-        ScaleSchedule.squares(*config["patch_nums"]),
-        config["cond_drop_rate"],
-    )
-
-
-def _model(case: Case, training: bool = False) -> VAR:
-    """The case's transformer on its tokenizer, in evaluation form or ready to train."""
-    arguments, tokenizer = case.config["var"], _tokenizer(case)
-    config = _model_config(arguments, tokenizer)
-    if config.schedule != tokenizer.config.schedule:
-        raise ReplayError(f"the transformer's scales '{config.schedule}' are not the tokenizer's")
-    arguments.ignore(*_KERNELS)
-    if training:
-        _no_random_drops(arguments, *_EVALUATION)
-    else:
-        arguments.ignore(*_EVALUATION)
-    loaded = VAR.from_official(
-        case.state_dict("var"), tokenizer, schedule=config.schedule, heads=config.transformer.heads
-    )
-    with torch.device("meta"):
-        model = VAR(config, tokenizer)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    return model.train(training)
-
-
-def _no_random_drops(config: Mapping[str, Any], *names: str) -> None:
-    """In train form a rate above 0 would draw numbers that no case can give."""
-    for name in names:
-        if config[name]:
-            raise ReplayError(
-                f"{name} is {config[name]}: in train form its draws are random, so nothing is expected"
-            )
-
-
 def _draws(seed: int | None) -> BatchDraws:
     """The official draw order: one CPU generator for the whole batch, or the global one."""
     return BatchDraws(None if seed is None else torch.Generator().manual_seed(seed))
-
-
-def _in_official_names(model: ResidualVQ | VAR, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Values of the parameters (zeros where None) under their official names.
-
-    The model's own export does it: a copy of the model that holds the values in its parameters' place.
-    """
-    holder = copy.deepcopy(model)
-    for name, parameter in holder.named_parameters():
-        value = values[name]
-        parameter.data = torch.zeros_like(parameter) if value is None else value
-    return holder.to_official()
-
-
-def _norms(tensors: Mapping[str, Tensor], names: list[str]) -> np.ndarray:
-    """2-norms in the order of ``names``."""
-    return np.array([float(tensors[name].norm()) for name in names])

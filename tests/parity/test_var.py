@@ -91,7 +91,17 @@ def test_unknown_values_fail(operation, changed):
     [problem] = result.problems
     assert "options.nosuch" in problem
     parts = read_case(CASES / f"{OF_EACH_OPERATION[operation]}.npz").config
-    assert problem.count("nosuch") == 1 + len([part for part in parts if f"config.{part}.nosuch" in problem])
+    assert all(f"config.{part}.nosuch" in problem for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("cfg", 2.0), ("top_k", 3), ("seed", 1), ("more_smooth", True)]
+)
+def test_options_come_from_the_case(changed, option, value):
+    result = replay(
+        changed("var_sample_seeded", lambda meta, arrays: meta["options"].update({option: value}))
+    )
+    assert not result.passed and not result.problems
 
 
 @pytest.mark.parametrize(

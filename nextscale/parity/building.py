@@ -1,0 +1,131 @@
+"""Models of the VAR family from what a case says, and their tensors under official names.
+
+A case's configuration holds the official constructors' arguments. They are turned into this library's
+configuration, every one of them, and the weights are then loaded through the official layout, so arguments
+that contradict the weights fail.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextscale.core.autoencoder import AutoencoderConfig
+from nextscale.core.quantizer import QuantizerConfig
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.core.transformer import TransformerConfig
+from nextscale.parity.case import Case
+from nextscale.parity.replay import ReplayError
+from nextscale.tasks.generation.var import VAR, VARConfig
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
+
+KERNELS = ("flash_if_available", "fused_if_available")
+"""Arguments that choose kernels, not what they compute."""
+
+EVALUATION = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+"""Arguments without effect in evaluation form."""
+
+
+def tokenizer_config(config: Mapping[str, Any]) -> ResidualVQConfig:
+    """The official constructor's arguments in this library's terms."""
+    shared, counts = config["share_quant_resi"], config["default_qresi_counts"]
+    scales = config["v_patch_nums"]
+    if shared == 0 and counts not in (0, len(scales)):
+        raise ReplayError(f"default_qresi_counts {counts} with {len(scales)} scales is not supported")
+    return ResidualVQConfig(
+        AutoencoderConfig(channels=config["ch"], latent_channels=config["z_channels"]),
+        QuantizerConfig(
+            config["vocab_size"],
+            config["z_channels"],
+            beta=config["beta"],
+            unit_norm=config["using_znorm"],
+            smoothing=config["quant_resi"],
+            smoothers=shared or None,
+        ),
+        ScaleSchedule.squares(*scales),
+        config["quant_conv_ks"],
+    )
+
+
+def build_tokenizer(case: Case, training: bool = False) -> ResidualVQ:
+    """The case's tokenizer, in evaluation form or ready to train."""
+    arguments = case.config["vae"]
+    config = tokenizer_config(arguments)
+    arguments.ignore("test_mode")  # freezes the parameters; the operation decides that
+    if not training:
+        arguments.ignore("dropout")
+    elif arguments["dropout"]:
+        raise ReplayError(
+            f"dropout is {arguments['dropout']}: in train form its draws are random, so no case can be met"
+        )
+    loaded = ResidualVQ.from_official(
+        case.state_dict("vae"),
+        schedule=config.schedule,
+        unit_norm=config.quantizer.unit_norm,
+        smoothing=config.quantizer.smoothing,
+        beta=config.quantizer.beta,
+    )
+    with torch.device("meta"):
+        tokenizer = ResidualVQ(config)
+    tokenizer.load_state_dict(loaded.state_dict(), assign=True)
+    return tokenizer.train(training)
+
+
+def model_config(config: Mapping[str, Any], tokenizer: ResidualVQ) -> VARConfig:
+    """The official constructor's arguments in this library's terms."""
+    transformer = TransformerConfig(
+        width=config["embed_dim"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        conditioning="shared" if config["shared_aln"] else "block",
+        attention="cosine" if config["attn_l2_norm"] else "dot",
+        norm_eps=config["norm_eps"],
+    )
+    quantizer = tokenizer.config.quantizer
+    return VARConfig(
+        transformer,
+        config["num_classes"],
+        quantizer.vocabulary,
+        quantizer.channels,
+        ScaleSchedule.squares(*config["patch_nums"]),
+        config["cond_drop_rate"],
+    )
+
+
+def build_model(case: Case) -> VAR:
+    """The case's transformer on its tokenizer, in evaluation form."""
+    arguments, tokenizer = case.config["var"], build_tokenizer(case)
+    config = model_config(arguments, tokenizer)
+    if config.schedule != tokenizer.config.schedule:
+        raise ReplayError(f"the transformer's scales '{config.schedule}' are not the tokenizer's")
+    arguments.ignore(*KERNELS, *EVALUATION)
+    loaded = VAR.from_official(
+        case.state_dict("var"), tokenizer, schedule=config.schedule, heads=config.transformer.heads
+    )
+    with torch.device("meta"):
+        model = VAR(config, tokenizer)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    return model.eval()
+
+
+def in_official_names(model: ResidualVQ | VAR, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Values of the parameters (zeros where None) under their official names.
+
+    The model's own export does it: a copy of the model that holds the values in its parameters' place.
+    """
+    holder = copy.deepcopy(model)
+    for name, parameter in holder.named_parameters():
+        value = values[name]
+        parameter.data = torch.zeros_like(parameter) if value is None else value
+    return holder.to_official()
+
+
+def norms(tensors: Mapping[str, Tensor], names: list[str]) -> np.ndarray:
+    """2-norms in the order of ``names``."""
+    return np.array([float(tensors[name].norm()) for name in names])
