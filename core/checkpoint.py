@@ -50,13 +50,35 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
         os.replace(name, path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
-        # Serialisation libraries wrap the operating system's error in their own classes.
-        if isinstance(cause, OSError) or "No space left" in str(error) or "file write failed" in str(error):
-            text = getattr(cause, "strerror", None) or str(error)
-            raise OSError(f"{path} could not be written: {text}. What was there before is unchanged") from error
-        raise
+        reason = _system_error(error)
+        if reason is None:
+            raise
+        raise OSError(f"{path} could not be written: {reason}. What was there before is unchanged") from error
     return path
+
+
+def _system_error(error: BaseException) -> str | None:
+    """What the operating system said, if that is behind an error; serialisation libraries wrap it."""
+    if not isinstance(error, Exception):
+        return None
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError):
+            return link.strerror or str(link)
+        link = link.__cause__ or link.__context__
+    found = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors words it
+    return found.group(1).strip() if found else None
+
+
+def write_tensors(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write nested dicts and lists of tensors and plain values atomically, for :func:`read_tensors`."""
+
+    def write(temporary: Path) -> None:
+        # Through a file of Python's: given a path, PyTorch does not say that the disk is full.
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+
+    return write_atomically(path, write)
 
 
 def _umask() -> int:
@@ -102,6 +124,8 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{folder} holds no {CONFIG_FILE}: it is not a folder saved by this library") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} is not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, expected an object")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}")
@@ -141,7 +165,9 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
                 f"{path} is refused: it {what}, and loading that could run code. Files of tensors and plain "
                 "containers are read; ask the file's author for such a file or for safetensors"
             ) from None
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # damage surfaces anywhere in the reader: as an index, a type, an assertion
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{path} is damaged or not a PyTorch file ({reason}). If it was downloaded, compare its size "

@@ -87,6 +87,11 @@ class CategoricalEmitter:
     temperature: float | Sequence[float] = 1.0
     smooth: bool = False
 
+    def __post_init__(self) -> None:
+        temperatures = self.temperature if isinstance(self.temperature, Sequence) else (self.temperature,)
+        if not all(temperature > 0 for temperature in temperatures):
+            raise ValueError(f"temperature is {self.temperature}, it must be above 0; top_k=1 always takes the likeliest")
+
     def probabilities(self, logits: Tensor, index: int) -> Tensor:
         """Softmax of the filtered logits of scale ``index``."""
         return self._filtered(logits, index).softmax(-1)
@@ -121,4 +126,8 @@ class CategoricalEmitter:
 
 
 def _at(value: float | Sequence[float], index: int) -> float:
-    return value[index] if isinstance(value, Sequence) else value
+    if not isinstance(value, Sequence):
+        return value
+    if index >= len(value):
+        raise ValueError(f"{list(value)} has {len(value)} entries, one is needed for each scale: give more, or one number")
+    return value[index]

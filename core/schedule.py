@@ -39,6 +39,12 @@ class Scale:
         """(height, width)"""
         return self.height, self.width
 
+    def __str__(self) -> str:
+        sizes = [self.height, self.width, self.planes, self.streams]
+        while len(sizes) > 2 and sizes[-1] == 1:
+            sizes.pop()
+        return str(self.height) if sizes == [self.height] * 2 else "x".join(map(str, sizes))
+
     @property
     def tokens(self) -> int:
         return self.streams * self.planes * self.height * self.width
@@ -82,23 +88,25 @@ class ScaleSchedule:
     def parse(cls, value: ScaleSchedule | str | Iterable[int | tuple[int, int]]) -> ScaleSchedule:
         """A schedule from ``"1 2 3 4x6"``, ``[1, 2, 3]`` or ``[(1, 1), (4, 6)]``; a schedule is returned as it is.
 
+        Numbers of planes and streams follow the width where they are not 1: ``"4x4x3"``, ``"4x6x1x2"``.
+
         Raises:
             ValueError: an entry is neither a side nor a height-and-width pair.
         """
         if isinstance(value, ScaleSchedule):
             return value
         items = [part for part in re.split(r"[\s,]+", value.strip()) if part] if isinstance(value, str) else value
-        grids: list[tuple[int, int]] = []
+        scales: list[Scale] = []
         for item in items:
             pair = str(item).lower().split("x") if isinstance(item, str | int) else list(item)
             try:
                 sizes = [int(size) for size in pair]
             except (TypeError, ValueError):
                 sizes = []
-            if len(sizes) not in (1, 2):
+            if not 1 <= len(sizes) <= 4:
                 raise ValueError(f"scale {item!r} is neither a side such as 4 nor height x width such as 4x6")
-            grids.append((sizes[0], sizes[-1]))
-        return cls.grids(grids)
+            scales.append(Scale(sizes[0], *(sizes[1:] or sizes)))
+        return cls(tuple(scales))
 
     def __len__(self) -> int:
         return len(self.scales)
@@ -107,7 +115,7 @@ class ScaleSchedule:
         return self.scales[index]
 
     def __str__(self) -> str:
-        return " ".join(str(s.height) if s.height == s.width else f"{s.height}x{s.width}" for s in self.scales)
+        return " ".join(map(str, self.scales))
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import CheckpointError, read_tensors, write_atomically
+from nextscale.core.checkpoint import CheckpointError, read_tensors, write_atomically, write_tensors
 from nextscale.core.optim import ExponentialAverage, Schedule, parameter_groups
 
 Batch = dict[str, Any]
@@ -43,7 +43,7 @@ class TrainingConfig:
         grad_clip: largest global gradient norm; 0 turns clipping off.
         average: decay of an exponential moving average of the weights, which is what is kept at the end; 0: none.
         precision: arithmetic of the blocks; weights stay float32.
-        save_every, sample_every, validate_every: in steps; 0: only at the end.
+        log_every, save_every, sample_every, validate_every: in steps; 0: only at the end.
         keep: checkpoints to keep, the newest.
     """
 
@@ -77,6 +77,8 @@ class TrainingConfig:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a positive multiple of accumulation {self.accumulation}"
             )
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}, at least the newest checkpoint must be kept: give 1 or more")
 
     def plan(self, steps_per_epoch: float) -> Schedule:
         """Learning rate and weight decay over the steps of the run."""
@@ -199,9 +201,13 @@ class Trainer:
         hooks: Hooks | None = None,
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import set_seed
 
         set_seed(config.seed)
+        # Accelerate keeps one precision per process; a run after one in another precision starts afresh.
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
+            AcceleratorState._reset_state()
         self.config, self.task, self.hooks = config, task, hooks or Hooks()
         cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
@@ -218,6 +224,7 @@ class Trainer:
         self._folder = Path(config.output)
         self._peak = config.learning_rate * config.batch_size / 256
         self._phases = {name: self._prepare(module) for name, module in task.phases.items()}
+        self._sums = _Means()
         self.step = 0
         self.seconds = 0.0
 
@@ -232,6 +239,7 @@ class Trainer:
             for part in module.modules():
                 if hasattr(part, "gradient_checkpointing"):
                     part.gradient_checkpointing = True
+        module.train()
         groups = parameter_groups(module, config.weight_decay)
         fused = self.accelerator.device.type == "cuda"
         optimizer = torch.optim.AdamW(groups, lr=self._peak, betas=config.betas, fused=fused or None)
@@ -263,11 +271,12 @@ class Trainer:
                     }
                     for name, phase in self._phases.items()
                 },
+                "means": self._sums.state_dict(),
                 "extra": self.task.state_dict(),
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             }
-            write_atomically(path, lambda p: torch.save(content, p))
+            write_tensors(path, content)
             for old in self.checkpoints()[: -self.config.keep]:
                 old.unlink()
         self.accelerator.wait_for_everyone()
@@ -304,6 +313,9 @@ class Trainer:
             phase.optimizer.load_state_dict(saved["optimizer"])
             if phase.average is not None and saved["average"] is not None:
                 phase.average.load_state_dict(saved["average"])
+            elif phase.average is not None:
+                phase.average = ExponentialAverage(phase.module, self.config.average)
+        self._sums.load_state_dict(content["means"])
         self.task.load_state_dict(content["extra"])
         torch.set_rng_state(content["random"])
         if torch.cuda.is_available() and content["random_cuda"]:
@@ -321,33 +333,48 @@ class Trainer:
             ValueError: the loss is not finite.
         """
         self.resume()
+        if self.accelerator.is_main_process:
+            for unfinished in (self._folder / "checkpoints").glob(".step-*.tmp"):
+                unfinished.unlink()  # of a run that was killed while it saved
         log = _Log(self._folder, self.step, self.accelerator.is_main_process)
         batches = self._batches(self.step * self.config.accumulation, self.micro_batch)
-        sums, latest, mark = _Means(), {}, time.perf_counter()
+        sums, latest, mark = self._sums, {}, time.perf_counter()
+        logged = self.step
         with _Interrupt() as interrupt:
             while self.step < self.steps:
                 self._train_step([next(batches) for _ in range(self.config.accumulation)], sums)
                 self.step += 1
-                if self.step % self.config.log_every == 0 or self.step == self.steps:
-                    latest = sums.take()
-                    if not math.isfinite(latest["loss"]):
+                save = self._due(self.config.save_every) or interrupt.caught is not None
+                if save or self._due(self.config.log_every):
+                    means = self._over_processes(sums.means())
+                    if not math.isfinite(means["loss"]):
                         raise ValueError(
-                            f"the loss is {latest['loss']} at step {self.step}; lower the learning rate or use "
+                            f"the loss is {means['loss']} at step {self.step}; lower the learning rate or use "
                             f"float32. The last checkpoint in {self._folder} is from before"
                         )
+                if self._due(self.config.log_every):
+                    latest = means
+                    sums.clear()
                     now = time.perf_counter()
                     elapsed, mark = now - mark, now
                     self.seconds += elapsed
-                    latest["samples_per_second"] = sums.samples / elapsed
-                    sums.samples = 0
+                    latest["samples_per_second"] = (self.step - logged) * self.config.batch_size / elapsed
+                    logged = self.step
                     log.write(self.step, {**latest, "seconds": self.seconds})
                 if self.hooks.progress is not None:
                     self.hooks.progress(self.step, self.steps, latest)
-                if self._due(self.config.save_every) or interrupt.caught is not None:
+                if save:
                     self.save()
                 self._show(log)
                 if interrupt.caught is not None and self.step < self.steps:
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; run the same command to go on")
+
+    def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
+        """Mean over all processes, each of which calls this."""
+        if self.accelerator.num_processes == 1:
+            return means
+        values = torch.tensor(list(means.values()), device=self.accelerator.device)
+        return dict(zip(means, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (every > 0 and self.step % every == 0)
@@ -355,7 +382,6 @@ class Trainer:
     def _train_step(self, micro_batches: list[Batch], sums: _Means) -> None:
         config, accelerator = self.config, self.accelerator
         micro_batches = [_to_device(batch, accelerator.device) for batch in micro_batches]
-        sums.samples += config.batch_size
         for name, phase in self._phases.items():
             if not self.task.active(name, self.step):
                 continue
@@ -401,20 +427,20 @@ class _Averaged:
 
     def __enter__(self) -> None:
         self._random = torch.get_rng_state()
-        self._kept: list[dict[str, Tensor]] = []
+        # By parameter and not by name: adapters may be folded into the weights meanwhile.
+        self._kept: list[tuple[nn.Parameter, Tensor]] = []
         for phase in self._phases:
             names = phase.average.shadow if phase.average else {}
-            self._kept.append({n: p.detach().clone() for n, p in phase.module.named_parameters() if n in names})
+            self._kept += [(p, p.detach().clone()) for n, p in phase.module.named_parameters() if n in names]
             if phase.average:
                 phase.average.copy_to(phase.module)
             phase.module.eval()
 
     def __exit__(self, *_: object) -> None:
-        for phase, kept in zip(self._phases, self._kept, strict=True):
-            own = dict(phase.module.named_parameters())
-            with torch.no_grad():
-                for name, value in kept.items():
-                    own[name].copy_(value)
+        with torch.no_grad():
+            for parameter, value in self._kept:
+                parameter.copy_(value)
+        for phase in self._phases:
             phase.module.train()
         torch.set_rng_state(self._random)
 
@@ -431,17 +457,23 @@ class _Means:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
-        self.samples = 0
 
     def add(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, float]:
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+    def clear(self) -> None:
         self._sums, self._counts = {}, {}
-        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 class _Log:

@@ -50,6 +50,10 @@ class TransformerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.heads) < 1:
+            raise ValueError(f"width {self.width}, depth {self.depth} and heads {self.heads} must be at least 1")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}, a probability in [0, 1) was expected")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of the {self.heads} heads")
         for name, allowed in (("conditioning", ("block", "shared")), ("attention", ("cosine", "dot"))):

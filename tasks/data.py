@@ -74,7 +74,8 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
         loader = make_loader(dataset, sampler(), workers=config.workers, pin_memory=pin)
         for keys, batch in zip(sampler(), loader, strict=False):
             epochs, indices = np.array(keys, dtype=np.int64).T
-            batch["uniform"] = torch.from_numpy(uniforms_of(config.seed, epochs, indices, 1)[:, 0]).float()
+            # The fourth number: the first three already decide a sample's view, mirroring and crop.
+            batch["uniform"] = torch.from_numpy(uniforms_of(config.seed, epochs, indices, 4)[:, 3]).float()
             yield batch
 
     return batches

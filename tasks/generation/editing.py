@@ -18,7 +18,7 @@ from torch import Tensor
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import ImageDraws
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.tasks.generation.var import VAR, Condition
+from nextscale.tasks.generation.var import VAR, Condition, image_seeds
 
 ALWAYS_KEPT = 3
 """Grids of at most so many cells are kept wholly: they carry the image's overall colour."""
@@ -113,12 +113,12 @@ def edit(
         raise ValueError(f"the mask is {tuple(mask.shape)}, expected the finest grid, {schedule.final.grid}")
     tokens = tokenizer.encode(image[None].to(model.device) * 2 - 1, schedule)
     control = KeptTokens(tokenizer.quantizer.lookup(tokens), mask, schedule)
-    seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
-    labels = model.labels(model.config.classes if condition is None else condition, n).to(model.device)
+    labels = model.labels(condition, n).to(model.device)
+    labels = torch.where(labels < 0, model.config.classes, labels)
     final: Any = None
     for step in model.steps(
         labels,
-        draws=ImageDraws(seeds),
+        draws=ImageDraws(image_seeds(seed, n)),
         emitter=CategoricalEmitter(top_k, top_p, temperature, smooth),
         guidance=guidance,
         controls=[control],

@@ -213,12 +213,10 @@ class VAR(nn.Module):
             progress: called with (scales done, scales in all) over all batches.
 
         Raises:
-            ValueError: a class is unknown.
+            ValueError: a class is unknown, ``n`` is below 1, or the number of seeds is another.
         """
         emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
-        seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
-        if len(seeds) != n:
-            raise ValueError(f"{len(seeds)} seeds were given for {n} images")
+        seeds = image_seeds(seed, n)
         images, scales = [], len(self.config.schedule)
         for start in range(0, n, batch_size):
             draws = ImageDraws(seeds[start : start + batch_size])
@@ -239,6 +237,8 @@ class VAR(nn.Module):
             ValueError: a number is outside [0, classes], a name is unknown or ambiguous.
         """
         given = [condition] if condition is None or isinstance(condition, int | str) else list(condition)
+        if not given:
+            raise ValueError("the list of classes is empty; give at least one, or None for random ones")
         numbers = [-1 if item is None else self._label(item) for item in given]
         return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
 
@@ -303,6 +303,20 @@ class VAR(nn.Module):
             own[_KEYS.from_official(name)] = value if shape is None else value.reshape(shape)
         assign(model, own, "VAR")
         return model.eval()
+
+
+def image_seeds(seed: int | Sequence[int], n: int) -> list[int]:
+    """One seed per image: ``seed``, ``seed + 1``, …, or those given.
+
+    Raises:
+        ValueError: there are not ``n`` of them, or ``n`` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"{n} images were asked for, expected at least 1")
+    seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != n:
+        raise ValueError(f"{len(seeds)} seeds were given for {n} images")
+    return seeds
 
 
 class VARSession:
@@ -379,6 +393,8 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
         hidden = state["blocks.0.ffn.fc1.weight"].shape[0]
         classes, vocabulary = state["class_emb.weight"].shape[0] - 1, state["head.weight"].shape[0]
         schedule = overrides.get("schedule") or _schedule(state)
+    except CheckpointError:
+        raise
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"the state dict lacks an entry of VAR: {error}") from None
     heads = overrides.get("heads") or (state["blocks.0.attn.scale_mul_1H11"].numel() if cosine else width // 64)

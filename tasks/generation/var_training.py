@@ -46,10 +46,12 @@ def newest_scale(config: ProgressiveConfig, scales: int, step: int, warmup: int,
     Args:
         warmup: steps of the learning rate's warm-up, in which only the first scales take part.
     """
-    if config.share <= 0 or step >= config.share * total:
+    if config.share <= 0:
         return scales - 1
     if step <= warmup:
         return min(config.first, scales - 1)
+    if step >= config.share * total:
+        return scales - 1
     progress = (step - warmup) / max(config.share * total - warmup, 1e-9)
     return min(config.first + round(progress * (scales - 1 - config.first)), scales - 1)
 

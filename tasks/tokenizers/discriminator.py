@@ -22,6 +22,7 @@ class PatchDiscriminator(nn.Sequential):
             layers += [nn.Conv2d(width, wider, 4, stride, 1), nn.GroupNorm(8, wider), nn.LeakyReLU(0.2)]
             width = wider
         super().__init__(*layers, nn.Conv2d(width, 1, 4, 1, 1))
+        self.smallest_side = 3 * 2**levels
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]

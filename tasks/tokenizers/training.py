@@ -59,6 +59,8 @@ def structural_loss(
             break
         terms.append(1 - ssim(prediction, target, window_size=7).mean())
         prediction, target = F.avg_pool2d(prediction, 2), F.avg_pool2d(target, 2)
+    if not terms:
+        raise ValueError(f"images of {tuple(target.shape[-2:])} pixels are too small for SSIM: set perceptual to 0")
     return torch.stack(terms).mean()
 
 
@@ -72,13 +74,18 @@ class TokenizerTraining(TrainingTask):
         self.phases = {"tokenizer": tokenizer}
         self.discriminator = PatchDiscriminator() if config.adversarial else None
         if self.discriminator is not None:
+            side = min(tokenizer.image_size())
+            if side < self.discriminator.smallest_side:
+                raise ValueError(
+                    f"images of {side} pixels are too small for the discriminator, which needs "
+                    f"{self.discriminator.smallest_side}: set adversarial to 0"
+                )
             self.phases["discriminator"] = self.discriminator
         self._perceptual = _perceptual(config)
         scales, codes = len(tokenizer.config.schedule), tokenizer.config.quantizer.vocabulary
         # Smoothed counts per scale and code: what share of the codebook is in use, and which codes are dead.
         self._usage = torch.zeros(scales, codes)
         self._rests: Tensor | None = None
-        self._reconstruction: Tensor | None = None
 
     def active(self, phase: str, step: int) -> bool:
         return phase == "tokenizer" or step >= self.config.adversarial_start
@@ -86,8 +93,7 @@ class TokenizerTraining(TrainingTask):
     def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         images = batch["image"]
         if phase == "discriminator":
-            assert self._reconstruction is not None
-            real, fake = module(torch.cat((images, self._reconstruction))).chunk(2)
+            real, fake = module(torch.cat((images, batch["reconstruction"]))).chunk(2)
             loss = (F.relu(1 - real) + F.relu(1 + fake)).mean() / 2
             return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
         output: TokenizerOutput = module(images)
@@ -107,7 +113,7 @@ class TokenizerTraining(TrainingTask):
             adversarial, weight = self._adversarial(prediction, reconstruction)
             loss = loss + self.config.adversarial * weight * adversarial
             metrics |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
-        self._reconstruction = prediction.detach()
+        batch["reconstruction"] = prediction.detach()  # for the discriminator's turn at the same micro-batch
         self._record(output)
         return loss, metrics
 
@@ -126,8 +132,10 @@ class TokenizerTraining(TrainingTask):
     @torch.no_grad()
     def _record(self, output: TokenizerOutput) -> None:
         codes = self._usage.shape[1]
-        counts = torch.stack([torch.bincount(t.flatten(), minlength=codes) for t in output.quantizer.tokens])
-        self._usage = self._usage.to(counts.device).lerp(counts.float(), 1 / max(self.config.dead_after, 1))
+        counts = torch.stack([torch.bincount(t.flatten(), minlength=codes) for t in output.quantizer.tokens]).float()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)  # every process must find the same codes dead
+        self._usage = self._usage.to(counts.device).lerp(counts, 1 / max(self.config.dead_after, 1))
         self._rests = torch.cat([rest.detach() for rest in output.quantizer.rests])
 
     @torch.no_grad()
