@@ -27,7 +27,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         if parameter.requires_grad:
             plain = parameter.ndim == 1 or any(part in name for part in NO_DECAY)
             (rest if plain else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": weight_decay, "decays": True},
+        {"params": rest, "weight_decay": 0.0, "decays": False},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -98,7 +101,7 @@ class Schedule:
         rate, decay = peak * self.rate(step), self.weight_decay(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-            if group["weight_decay"] > 0:
+            if group["decays"]:
                 group["weight_decay"] = decay
         return rate
 

@@ -29,8 +29,7 @@ class QuantizerConfig:
     beta: weight of the commitment term.
     unit_norm: search by angle instead of distance (the code inserted is not normalised).
     smoothing: share r of the 3x3 convolution in h -> (1 - r) h + r conv(h); 0 leaves codes as they are.
-    smoothers: number of those convolutions, spread over the scales by their place in the list; 1 is one
-        for all, None is one for each scale of the list the tokenizer is built with.
+    smoothers: number of those convolutions, spread over the scales by their place in the list.
     """
 
     vocabulary: int = 4096
@@ -38,7 +37,7 @@ class QuantizerConfig:
     beta: float = 0.25
     unit_norm: bool = False
     smoothing: float = 0.5
-    smoothers: int | None = 4
+    smoothers: int = 4
 
     def __post_init__(self) -> None:
         if self.vocabulary < 1 or self.channels < 1:
@@ -89,13 +88,13 @@ class QuantizerOutput:
 class ResidualQuantizer(nn.Module):
     """Features <-> token pyramid. Runs in float32 whatever the surrounding precision."""
 
-    def __init__(self, config: QuantizerConfig, scales: int) -> None:
+    def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
         self.codebook = nn.Embedding(config.vocabulary, config.channels)
-        count = scales if config.smoothers is None else config.smoothers
+        count = config.smoothers if abs(config.smoothing) > 1e-6 else 0
         self.smoothers = nn.ModuleList(
-            Smoother(config.channels, config.smoothing) for _ in range(count if abs(config.smoothing) > 1e-6 else 0)
+            Smoother(config.channels, config.smoothing) for _ in range(count)
         )
         nn.init.uniform_(self.codebook.weight, -1 / config.vocabulary, 1 / config.vocabulary)
 

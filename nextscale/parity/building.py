@@ -35,8 +35,6 @@ def tokenizer_config(config: Mapping[str, Any]) -> ResidualVQConfig:
     """The official constructor's arguments in this library's terms."""
     shared, counts = config["share_quant_resi"], config["default_qresi_counts"]
     scales = config["v_patch_nums"]
-    if shared == 0 and counts not in (0, len(scales)):
-        raise ReplayError(f"default_qresi_counts {counts} with {len(scales)} scales is not supported")
     return ResidualVQConfig(
         AutoencoderConfig(channels=config["ch"], latent_channels=config["z_channels"]),
         QuantizerConfig(
@@ -45,10 +43,11 @@ def tokenizer_config(config: Mapping[str, Any]) -> ResidualVQConfig:
             beta=config["beta"],
             unit_norm=config["using_znorm"],
             smoothing=config["quant_resi"],
-            smoothers=shared or None,
+            smoothers=shared or counts or len(scales),
         ),
         ScaleSchedule.squares(*scales),
         config["quant_conv_ks"],
+        separate_smoothers=shared == 0,
     )
 
 

@@ -35,13 +35,13 @@ def box_mask(
         keep_inside: keep the box and draw around it (out-painting), or the reverse (in-painting).
 
     Raises:
-        ValueError: the box is empty or leaves [0, 1].
+        ValueError: the box leaves [0, 1] or its edges are in the wrong order.
     """
     top, left, bottom, right = box
-    if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+    if not (0 <= top <= bottom <= 1 and 0 <= left <= right <= 1):
         raise ValueError(
-            f"the box {box} is (top, left, bottom, right) in fractions of the image: 0 <= top < bottom <= 1, "
-            "0 <= left < right <= 1"
+            f"the box {box} is (top, left, bottom, right) in fractions of the image: 0 <= top <= bottom <= 1, "
+            "0 <= left <= right <= 1"
         )
     height, width = grid
     inside = torch.zeros(grid, dtype=torch.int64)

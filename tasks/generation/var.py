@@ -286,7 +286,8 @@ class VAR(nn.Module):
 
         Args:
             tokenizer: VAR's; its codes must fit.
-            overrides: what a file may not tell: ``schedule``, and ``heads`` of models without cosine attention.
+            overrides: what a file may not tell: ``schedule``, ``heads`` of models without cosine attention,
+                ``label_drop``, ``norm_eps``.
 
         Raises:
             CheckpointError: the content is not a VAR.
@@ -406,9 +407,10 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
         conditioning="shared" if "shared_ada_lin.1.weight" in state else "block",
         attention="cosine" if cosine else "dot",
         drop_path=0.1 * depth / 24,
+        norm_eps=overrides.get("norm_eps", 1e-6),
     )
     names = IMAGENET if classes == len(IMAGENET) else None
-    return VARConfig(transformer, classes, vocabulary, code_channels, ScaleSchedule.parse(schedule), class_names=names)
+    return VARConfig(transformer, classes, vocabulary, code_channels, ScaleSchedule.parse(schedule), overrides.get("label_drop", 0.1), names)
 
 
 def _schedule(state: Mapping[str, Tensor]) -> ScaleSchedule:
@@ -448,10 +450,11 @@ def initialize(
         modulation: factor of the modulation's scale and shift rows; ``gate`` of its gamma rows (the official
             trainer takes 1e-3 for d16 and d20, less for deeper models).
         head: factor of the last linear layer.
-        std: of all weights; None: sqrt(1 / (3 width)).
+        std: of linear layers and embeddings; None: sqrt(1 / (3 width)), which positions always have.
     """
     width, depth = model.config.transformer.width, model.config.transformer.depth
-    std = std or math.sqrt(1 / width / 3)
+    usual = math.sqrt(1 / width / 3)
+    std = usual if std is None else std
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("tokenizer."):
@@ -459,7 +462,7 @@ def initialize(
                 if getattr(module, "bias", None) is not None:
                     module.bias.zero_()
         for parameter in (model.start_position, model.position_embedding):
-            nn.init.trunc_normal_(parameter, std=std)
+            nn.init.trunc_normal_(parameter, std=usual)
         model.head.linear.weight.mul_(head)
         model.head.modulation.linear.weight.mul_(modulation)
         for block in model.transformer.blocks:

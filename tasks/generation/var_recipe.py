@@ -32,6 +32,7 @@ class VARRecipe:
         depth: sets width 64 d, d heads and drop path 0.1 d / 24; the next four replace parts of that.
         scales: None: the tokenizer's list.
         classes: None: as many as the data has.
+        class_names: None: those of the data, if it names its classes.
         gate: initial size of the gates (the official trainer: 1e-3 for d16 and d20, 1e-4 for d24, 1e-5 for d30).
         init: a VAR to start from, a folder or an official file: fine-tuning.
         lora: low-rank adapters instead of training all weights; with ``init``.
@@ -50,6 +51,7 @@ class VARRecipe:
     attention: Literal["cosine", "dot"] = "cosine"
     scales: str | None = None
     classes: int | None = None
+    class_names: list[str] | None = None
     label_drop: float = 0.1
     label_smoothing: float = 0.0
     gate: float = 1e-3
@@ -89,8 +91,11 @@ class VARRecipe:
         """
         torch.manual_seed(self.training.seed)
         tokenizer = ResidualVQ.load(self.tokenizer) if self.tokenizer else None
-        classes, names = self.classes or dataset.num_classes, dataset.classes
+        classes = self.classes or dataset.num_classes
+        names = tuple(self.class_names) if self.class_names else dataset.classes
         if names is not None and len(names) != classes:
+            if self.class_names:
+                raise ValueError(f"{len(names)} class names were given for {classes} classes")
             names = None
         if int(dataset.labels.max()) >= classes:
             raise ValueError(f"the data has classes up to {int(dataset.labels.max())}, the model {classes}")

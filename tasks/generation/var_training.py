@@ -59,8 +59,9 @@ def newest_scale(config: ProgressiveConfig, scales: int, step: int, warmup: int,
 def stage_at(config: ProgressiveConfig, scales: int, step: int, warmup: int, total: int) -> Stage:
     """The stage at ``step``; the newest scale's weight counts the steps since it was added."""
     newest = newest_scale(config, scales, step, warmup, total)
-    if newest == newest_scale(config, scales, 0, warmup, total):
-        return Stage(newest + 1, 1.0)  # the run's first stage has no warm-up of its own
+    # The run's first stage has no warm-up of its own; once all scales take part, all count fully.
+    if newest in (newest_scale(config, scales, 0, warmup, total), scales - 1):
+        return Stage(newest + 1, 1.0)
     low, high = 0, step
     while low < high:
         middle = (low + high) // 2

@@ -43,12 +43,15 @@ class ResidualVQConfig:
     Attributes:
         schedule: the scales used where none are given.
         quant_conv_kernel: kernel of the convolutions between autoencoder and quantiser.
+        separate_smoothers: official files name the smoothers as if each belonged to one scale; only the names
+            differ.
     """
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     schedule: ScaleSchedule = SCHEDULE_256
     quant_conv_kernel: int = 3
+    separate_smoothers: bool = False
 
 
 @dataclass
@@ -71,7 +74,7 @@ class ResidualVQ(nn.Module):
         kernel = config.quant_conv_kernel
         self.encoder = Encoder(config.autoencoder)
         self.quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
-        self.quantizer = ResidualQuantizer(config.quantizer, len(config.schedule))
+        self.quantizer = ResidualQuantizer(config.quantizer)
         self.post_quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
         self.decoder = Decoder(config.autoencoder)
 
@@ -171,7 +174,7 @@ class ResidualVQ(nn.Module):
 
     def to_official(self) -> dict[str, Tensor]:
         """The official state dict; loads strictly into the official code."""
-        key_map = _key_map(self.config.quantizer)
+        key_map = _key_map(self.config)
         state = {key_map.to_official(name): value for name, value in self.state_dict().items()}
         # Usage statistics: the official file has them, they carry no information for inference.
         state[_USAGE] = torch.zeros(len(self.config.schedule), self.config.quantizer.vocabulary)
@@ -191,7 +194,7 @@ class ResidualVQ(nn.Module):
         config = config_from_official(state, **overrides)
         with torch.device("meta"):
             model = cls(config)
-        key_map = _key_map(config.quantizer)
+        key_map = _key_map(config)
         state.pop(_USAGE, None)
         assign(model, {key_map.from_official(name): value for name, value in state.items()}, "the VAR tokenizer")
         return model.eval()
@@ -226,13 +229,11 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
         latent, kernel = state["encoder.conv_out.weight"].shape[0], state["quant_conv.weight"].shape[-1]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"the state dict lacks an entry of the VAR tokenizer: {error}") from None
-    smoothers = {key.split(".")[-2] for key in state if key.startswith("quantize.quant_resi.")}
-    count: int | None = len(smoothers)
-    if not any(key.startswith(("quantize.quant_resi.qresi.", "quantize.quant_resi.qresi_ls.")) for key in state):
-        count = None if smoothers else 1
-    scales = state[_USAGE].shape[0] if _USAGE in state else (len(smoothers) if count is None and smoothers else 10)
+    smoothers = {key.rsplit(".", 1)[0] for key in state if key.startswith("quantize.quant_resi.")}
+    separate = bool(smoothers) and not any(".qresi" in key for key in smoothers)
+    scales = state[_USAGE].shape[0] if _USAGE in state else 10
     schedule = overrides.pop("schedule", None) or _SCHEDULES.get(scales) or ScaleSchedule.squares(*range(1, scales + 1))
-    quantizer = QuantizerConfig(vocabulary, codes, smoothing=0.5 if smoothers else 0.0, smoothers=count)
+    quantizer = QuantizerConfig(vocabulary, codes, smoothing=0.5 if smoothers else 0.0, smoothers=len(smoothers))
     return ResidualVQConfig(
         autoencoder=AutoencoderConfig(
             channels=channels,
@@ -245,10 +246,11 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
         quantizer=replace(quantizer, **{k: v for k, v in overrides.items() if v is not None}),
         schedule=ScaleSchedule.parse(schedule),
         quant_conv_kernel=kernel,
+        separate_smoothers=separate,
     )
 
 
-def _key_map(config: QuantizerConfig) -> KeyMap:
+def _key_map(config: ResidualVQConfig) -> KeyMap:
     rules: list[tuple[str, str]] = []
     for ours, theirs in (("encoder", "encoder"), ("decoder", "decoder")):
         level = "down" if ours == "encoder" else "up"
@@ -264,12 +266,11 @@ def _key_map(config: QuantizerConfig) -> KeyMap:
             (f"{ours}.middle.attention", f"{theirs}.mid.attn_1"),
             (f"{ours}.middle.block2", f"{theirs}.mid.block_2"),
         ]
-    smoother = {None: "quantize.quant_resi.*", 1: "quantize.quant_resi.qresi"}
-    rules += [
-        ("quantizer.codebook", "quantize.embedding"),
-        (
-            "quantizer.smoothers.0.conv" if config.smoothers == 1 else "quantizer.smoothers.*.conv",
-            smoother.get(config.smoothers, "quantize.quant_resi.qresi_ls.*"),
-        ),
-    ]
+    if config.separate_smoothers:
+        smoother = ("quantizer.smoothers.*.conv", "quantize.quant_resi.*")
+    elif config.quantizer.smoothers == 1:
+        smoother = ("quantizer.smoothers.0.conv", "quantize.quant_resi.qresi")
+    else:
+        smoother = ("quantizer.smoothers.*.conv", "quantize.quant_resi.qresi_ls.*")
+    rules += [("quantizer.codebook", "quantize.embedding"), smoother]
     return KeyMap(rules)
