@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nextscale.core.random import Draws
+from nextscale.core.sampling import Emission, ScaleContext
 from nextscale.core.transformer import Modulation
 
 
@@ -59,19 +60,6 @@ def filter_logits(logits: Float[Tensor, "... choices"], top_k: int = 0, top_p: f
 
 
 @dataclass(frozen=True)
-class Emission:
-    """What one scale's draw gave.
-
-    Attributes:
-        tokens: the drawn symbols.
-        codes: what enters the sum: the symbols' code vectors, or soft mixtures of codes.
-    """
-
-    tokens: Int[Tensor, "batch tokens"]
-    codes: Float[Tensor, "batch tokens channels"]
-
-
-@dataclass(frozen=True)
 class CategoricalEmitter:
     """Draws symbols from guided logits.
 
@@ -101,28 +89,33 @@ class CategoricalEmitter:
         filtered = filter_logits(logits, int(top_k), top_p)
         return filtered if temperature == 1 else filtered / temperature
 
-    def emit(
+    def emit(self, context: ScaleContext) -> Emission:
+        """Draw one scale from the guided logits."""
+        logits = context.guided_logits()
+        tokens, codes = self.draw(logits, context.pyramid.vectors, context.draws, context.index, context.ratio)
+        return Emission(tokens, codes, logits)
+
+    def draw(
         self,
         logits: Float[Tensor, "batch tokens vocabulary"],
-        codebook: Float[Tensor, "vocabulary channels"],
+        vectors: Float[Tensor, "vocabulary channels"],
         draws: Draws,
         index: int,
         ratio: float,
-    ) -> Emission:
-        """Draw one scale.
+    ) -> tuple[Int[Tensor, "batch tokens"], Float[Tensor, "batch tokens channels"]]:
+        """Symbols and their code vectors, or mixtures of codes.
 
         Args:
-            logits: after guidance.
             index: the scale's place in the list; ``ratio`` its place as 0 to 1.
         """
         filtered = self._filtered(logits, index)
         tokens = draws.categorical(filtered.softmax(-1))
         if not self.smooth:
-            return Emission(tokens, F.embedding(tokens, codebook))
+            return tokens, F.embedding(tokens, vectors)
         tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
         gumbel = -draws.exponential(logits.shape, logits.device).log()
         weights = ((filtered * (1 + ratio) + gumbel) / tau).softmax(-1)
-        return Emission(tokens, weights @ codebook)
+        return tokens, weights @ vectors
 
 
 def _at(value: float | Sequence[float], index: int) -> float:

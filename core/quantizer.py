@@ -98,6 +98,11 @@ class ResidualQuantizer(nn.Module):
         )
         nn.init.uniform_(self.codebook.weight, -1 / config.vocabulary, 1 / config.vocabulary)
 
+    @property
+    def vectors(self) -> Float[Tensor, "vocabulary channels"]:
+        """The code vectors, float32."""
+        return self.codebook.weight.float()
+
     # --- single steps ------------------------------------------------------------------------------------
 
     def nearest(self, z: Float[Tensor, "cells channels"]) -> Int[Tensor, " cells"]:
@@ -131,6 +136,10 @@ class ResidualQuantizer(nn.Module):
         if index != len(schedule) - 1:
             h = F.interpolate(h, size=schedule.final.grid, mode="bicubic")
         return self.smooth(h, schedule, index)
+
+    def advance(self, total: Tensor, codes: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
+        """The sum after scale ``index``, given its codes."""
+        return total + self.contribution(codes, schedule, index)
 
     def smooth(self, h: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
         """The convolution that belongs to scale ``index``."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from nextscale.core.heads import Emission
 from nextscale.core.random import Draws
 from nextscale.core.schedule import ScaleSchedule
 
@@ -76,17 +75,83 @@ class ScaleNetwork(Protocol):
 class ScalePyramid(Protocol):
     """What the loop asks of a scale quantiser: how accepted codes become the next input."""
 
-    def begin(self, batch: int, schedule: ScaleSchedule) -> Tensor: ...
+    @property
+    def vectors(self) -> Tensor:
+        """The code vectors that symbols stand for, (vocabulary, channels), float32."""
+        ...
 
-    def contribution(self, codes: Tensor, schedule: ScaleSchedule, index: int) -> Tensor: ...
+    def begin(self, batch: int, schedule: ScaleSchedule) -> Tensor:
+        """What is accepted before the first scale."""
+        ...
 
-    def next_input(self, total: Tensor, schedule: ScaleSchedule, index: int) -> Tensor: ...
+    def advance(self, total: Tensor, codes: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
+        """What is accepted after scale ``index``, given its codes."""
+        ...
+
+    def next_input(self, total: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
+        """What enters the network at scale ``index``, (batch, tokens, channels)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScaleContext:
+    """What an emitter may use at one scale.
+
+    Attributes:
+        hidden: the network's output for all rows, branch by branch, (rows, tokens, width).
+        batch: images, so rows = batch x branches.
+    """
+
+    index: int
+    schedule: ScaleSchedule
+    hidden: Tensor
+    session: Session
+    branches: Sequence[Branch]
+    batch: int
+    pyramid: ScalePyramid
+    draws: Draws
+
+    @property
+    def ratio(self) -> float:
+        """The scale's place in the list, 0 to 1."""
+        return self.schedule.ratio(self.index)
+
+    def guided_logits(self) -> Tensor:
+        """The weighted sum of the branches' logits, (batch, tokens, …); branches of weight 0 are not computed."""
+        weights = [branch.weights[self.index] for branch in self.branches]
+        active = [i for i, weight in enumerate(weights) if weight != 0]
+        if not active:
+            raise ValueError(f"every guidance branch has weight 0 at scale {self.index}: one must count")
+        if len(active) == len(weights):
+            parts = self.session.logits(self.hidden, slice(None)).split(self.batch)
+        else:
+            rows = [slice(i * self.batch, (i + 1) * self.batch) for i in active]
+            parts = tuple(self.session.logits(self.hidden, part) for part in rows)
+        logits = parts[0] if weights[active[0]] == 1 else parts[0] * weights[active[0]]
+        for part, i in zip(parts[1:], active[1:], strict=True):
+            logits = torch.add(logits, part, alpha=weights[i])
+        return logits
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What one scale's draw gave.
+
+    Attributes:
+        tokens: the drawn symbols.
+        codes: what is accepted: the symbols' code vectors, soft mixtures of codes, or continuous latents.
+        logits: after guidance, before filters.
+    """
+
+    tokens: Tensor
+    codes: Float[Tensor, "batch tokens channels"]
+    logits: Tensor
 
 
 class Emitter(Protocol):
-    """How logits become symbols and codes."""
+    """How hidden states become a scale's symbols."""
 
-    def emit(self, logits: Tensor, codebook: Tensor, draws: Draws, index: int, ratio: float) -> Emission: ...
+    def emit(self, context: ScaleContext) -> Emission: ...
 
 
 class Control(Protocol):
@@ -105,22 +170,22 @@ class ScaleStep:
         index: of the scale.
         tokens: drawn symbols.
         logits: after guidance, before filters.
-        codes: what entered the sum.
-        total: the sum of all scales so far, at the finest grid.
+        codes: what was accepted.
+        total: what all scales so far amount to; for residual pyramids their sum, (batch, channels, height,
+            width) at the finest grid.
     """
 
     index: int
-    tokens: Int[Tensor, "batch tokens"]
-    logits: Float[Tensor, "batch tokens vocabulary"]
+    tokens: Tensor
+    logits: Tensor
     codes: Float[Tensor, "batch tokens channels"]
-    total: Float[Tensor, "batch channels height width"]
+    total: Tensor
 
 
 @torch.inference_mode()
 def sample(
     network: ScaleNetwork,
     pyramid: ScalePyramid,
-    codebook: Float[Tensor, "vocabulary channels"],
     schedule: ScaleSchedule,
     branches: Sequence[Branch],
     emitter: Emitter,
@@ -137,30 +202,11 @@ def sample(
     inputs: Tensor | None = None
     for index in range(len(schedule)):
         hidden = session.step(index, inputs)
-        logits = _guided(session, hidden, branches, batch, index)
-        emission = emitter.emit(logits, codebook, draws, index, schedule.ratio(index))
+        emission = emitter.emit(ScaleContext(index, schedule, hidden, session, branches, batch, pyramid, draws))
         codes = emission.codes
         for control in controls:
             codes = control.adjust(codes, index)
-        total = total + pyramid.contribution(codes, schedule, index)
-        yield ScaleStep(index, emission.tokens, logits, codes, total)
+        total = pyramid.advance(total, codes, schedule, index)
+        yield ScaleStep(index, emission.tokens, emission.logits, codes, total)
         if index + 1 < len(schedule):
             inputs = pyramid.next_input(total, schedule, index + 1)
-
-
-def _guided(session: Session, hidden: Tensor, branches: Sequence[Branch], batch: int, index: int) -> Tensor:
-    """The weighted sum of the branches' logits; branches of weight 0 are not computed."""
-    active = [i for i, branch in enumerate(branches) if branch.weights[index] != 0]
-    if not active:
-        raise ValueError(f"every guidance branch has weight 0 at scale {index}: one must count")
-    if active == list(range(len(branches))):
-        parts = session.logits(hidden, slice(None)).split(batch)
-    else:
-        parts = tuple(session.logits(hidden, slice(i * batch, (i + 1) * batch)) for i in active)
-    weights = [branches[i].weights[index] for i in active]
-    if weights == [1.0]:
-        return parts[0]
-    logits = parts[0] * weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        logits = logits.add_(part, alpha=weight)
-    return logits

@@ -181,8 +181,7 @@ class VAR(nn.Module):
         schedule = self.config.schedule
         branches = classifier_free(labels, torch.full_like(labels, self.config.classes), guidance, schedule)
         quantizer = self.tokenizer.quantizer
-        codebook = quantizer.codebook.weight.float()
-        return sample(self, quantizer, codebook, schedule, branches, emitter or CategoricalEmitter(), draws, controls)
+        return sample(self, quantizer, schedule, branches, emitter or CategoricalEmitter(), draws, controls)
 
     @torch.inference_mode()
     def generate(
