@@ -98,8 +98,8 @@ class ScaleSchedule:
         items = [part for part in re.split(r"[\s,]+", value.strip()) if part] if isinstance(value, str) else value
         scales: list[Scale] = []
         for item in items:
-            pair = str(item).lower().split("x") if isinstance(item, str | int) else list(item)
             try:
+                pair = str(item).lower().split("x") if isinstance(item, str | int) else list(item)
                 sizes = [int(size) for size in pair]
             except (TypeError, ValueError):
                 sizes = []
