@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import nextscale
-from nextscale.core.checkpoint import write_atomically
+from nextscale.core.checkpoint import write_text
 from nextscale.datasets.images import ImageDataset, open_images
 from nextscale.evaluation.classifier import load_classifier
 from nextscale.evaluation.generation import evaluate_generator, nearest_neighbours
@@ -85,7 +84,7 @@ def main() -> None:
     print(f"{count} images in {seconds:.1f} s: {count / seconds:.1f} images a second")
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "report.json", lambda path: path.write_text(report.to_json(), encoding="utf-8") and None)
+    write_text(report.to_json(), out / "report.json")
 
     names = model.config.class_names or [str(c) for c in range(model.config.classes)]
     labels = [c for c in range(model.config.classes) for _ in range(8)]
@@ -96,9 +95,7 @@ def main() -> None:
         first = samples[::8]
         training = open_images(options.training, size=size, crop="center", resize_ratio=1.0)
         found = nearest_neighbours(first, batches(training), classifier, k=3)
-        rows = [
-            (names[i], [first[i], *found.features.images[i], *found.pixels.images[i]]) for i in range(len(first))
-        ]
+        rows = [(names[i], [first[i], *found.features.images[i], *found.pixels.images[i]]) for i in range(len(first))]
         headings = ["sample", "nearest in features", "", "", "nearest in pixels", "", ""]
         save_png(comparison_sheet(rows, headings, scale=2), out / "nearest.png", overwrite=True)
     print(f"report and sheets are in {out}")

@@ -26,7 +26,8 @@ from nextscale.core.schedule import Segment
 class Kernel(Protocol):
     """One way to compute softmax(scale q k^T) v."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def supports(self, query: Tensor) -> bool:
         """Whether the kernel computes this query's device, dtype and head size, with gradients if needed."""

@@ -87,9 +87,18 @@ def _umask() -> int:
     return mask
 
 
+def write_text(text: str, path: str | Path) -> Path:
+    """Write UTF-8 text atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    return write_atomically(path, write)
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write JSON atomically."""
-    return write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8") and None)
+    return write_text(json.dumps(value, indent=2) + "\n", path)
 
 
 def save_folder(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
@@ -185,9 +194,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({error}). Copy or download it again"
-        ) from None
+        raise CheckpointError(f"{path} is truncated or damaged ({error}). Copy or download it again") from None
 
 
 def find_state_dict(content: Mapping[str, Any], nested: Iterable[tuple[str, ...]], key: str) -> dict[str, Tensor]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-
 
 import torch
 from torch import Tensor, nn
@@ -137,5 +135,3 @@ class ExponentialAverage:
         self.updates = state["updates"]
         for name, value in self.shadow.items():
             value.copy_(state["shadow"][name])
-
-

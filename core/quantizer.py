@@ -8,6 +8,7 @@ enters the transformer at the next scale is the sum so far, shrunk to that scale
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,15 +94,22 @@ class ResidualQuantizer(nn.Module):
         self.config = config
         self.codebook = nn.Embedding(config.vocabulary, config.channels)
         count = config.smoothers if abs(config.smoothing) > 1e-6 else 0
-        self.smoothers = nn.ModuleList(
-            Smoother(config.channels, config.smoothing) for _ in range(count)
-        )
+        self.smoothers = nn.ModuleList(Smoother(config.channels, config.smoothing) for _ in range(count))
         nn.init.uniform_(self.codebook.weight, -1 / config.vocabulary, 1 / config.vocabulary)
 
     @property
     def vectors(self) -> Float[Tensor, "vocabulary channels"]:
         """The code vectors, float32."""
         return self.codebook.weight.float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResidualQuantizer:
+        """Moves go with the model, casts do not: codes and their sum stay float32 in a bfloat16 model."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
 
     # --- single steps ------------------------------------------------------------------------------------
 

@@ -28,9 +28,7 @@ class Branch:
     weights: tuple[float, ...]
 
 
-def classifier_free(
-    condition: Tensor, unconditional: Tensor, strength: float, schedule: ScaleSchedule
-) -> list[Branch]:
+def classifier_free(condition: Tensor, unconditional: Tensor, strength: float, schedule: ScaleSchedule) -> list[Branch]:
     """Guidance that grows with the scale: (1 + t) conditional - t unconditional, t = strength k / (K - 1).
 
     ``strength`` 0 gives the conditional branch alone, at half the work.

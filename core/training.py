@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import CheckpointError, read_tensors, write_atomically, write_tensors
+from nextscale.core.checkpoint import CheckpointError, read_tensors, write_tensors
+from nextscale.core.interrupt import Interrupted, InterruptGuard
 from nextscale.core.optim import ExponentialAverage, Schedule, parameter_groups
+from nextscale.core.runlog import Means, Metrics, RunLog
+from nextscale.core.transformer import NextScaleTransformer
 
 Batch = dict[str, Any]
-Metrics = dict[str, Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -152,35 +153,6 @@ class Hooks:
     progress: Callable[[int, int, dict[str, float]], None] | None = None
 
 
-@dataclass
-class _Interrupt:
-    """Turns the first Ctrl-C or termination signal into a clean stop after the current step."""
-
-    signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    caught: int | None = None
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> _Interrupt:
-        try:
-            self._before = {number: signal.signal(number, self._catch) for number in self.signals}
-        except ValueError:  # not in the main thread: signals are someone else's
-            self._before = {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught is not None:
-            raise KeyboardInterrupt
-        self.caught = number
-
-
-class Interrupted(Exception):
-    """A run was stopped from outside; its state is saved."""
-
-
 class Trainer:
     """Runs a task.
 
@@ -224,7 +196,7 @@ class Trainer:
         self._folder = Path(config.output)
         self._peak = config.learning_rate * config.batch_size / 256
         self._phases = {name: self._prepare(module) for name, module in task.phases.items()}
-        self._sums = _Means()
+        self._sums = Means()
         self.step = 0
         self.seconds = 0.0
 
@@ -237,7 +209,7 @@ class Trainer:
         config = self.config
         if config.gradient_checkpointing:
             for part in module.modules():
-                if hasattr(part, "gradient_checkpointing"):
+                if isinstance(part, NextScaleTransformer):
                     part.gradient_checkpointing = True
         module.train()
         groups = parameter_groups(module, config.weight_decay)
@@ -336,15 +308,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             for unfinished in (self._folder / "checkpoints").glob(".step-*.tmp"):
                 unfinished.unlink()  # of a run that was killed while it saved
-        log = _Log(self._folder, self.step, self.accelerator.is_main_process)
+        log = RunLog(self._folder, self.step, self.accelerator.is_main_process)
         batches = self._batches(self.step * self.config.accumulation, self.micro_batch)
         sums, latest, mark = self._sums, {}, time.perf_counter()
         logged = self.step
-        with _Interrupt() as interrupt:
+        with InterruptGuard() as interrupt:
             while self.step < self.steps:
                 self._train_step([next(batches) for _ in range(self.config.accumulation)], sums)
                 self.step += 1
-                save = self._due(self.config.save_every) or interrupt.caught is not None
+                stop = interrupt.caught is not None  # looked at once: a later signal waits for the next step
+                save = stop or self._due(self.config.save_every)
                 if save or self._due(self.config.log_every):
                     means = self._over_processes(sums.means())
                     if not math.isfinite(means["loss"]):
@@ -366,7 +339,7 @@ class Trainer:
                 if save:
                     self.save()
                 self._show(log)
-                if interrupt.caught is not None and self.step < self.steps:
+                if stop and self.step < self.steps:
                     raise Interrupted(f"stopped at step {self.step} of {self.steps}; run the same command to go on")
 
     def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
@@ -379,7 +352,7 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (every > 0 and self.step % every == 0)
 
-    def _train_step(self, micro_batches: list[Batch], sums: _Means) -> None:
+    def _train_step(self, micro_batches: list[Batch], sums: Means) -> None:
         config, accelerator = self.config, self.accelerator
         micro_batches = [_to_device(batch, accelerator.device) for batch in micro_batches]
         for name, phase in self._phases.items():
@@ -388,7 +361,7 @@ class Trainer:
             rate = self.plan.apply(phase.optimizer, self._peak, self.step)
             for number, batch in enumerate(micro_batches):
                 last = number == len(micro_batches) - 1
-                with accelerator.no_sync(phase.wrapped) if not last else _nothing(), accelerator.autocast():
+                with accelerator.no_sync(phase.wrapped) if not last else nullcontext(), accelerator.autocast():
                     loss, metrics = self.task.loss(name, phase.wrapped, batch, self.step)
                     accelerator.backward(loss / config.accumulation)
                 prefix = "" if len(self._phases) == 1 or name == next(iter(self._phases)) else f"{name}/"
@@ -403,7 +376,7 @@ class Trainer:
             sums.add({f"{prefix}learning_rate": rate})
         sums.add(self.task.after_step(self.step))
 
-    def _show(self, log: _Log) -> None:
+    def _show(self, log: RunLog) -> None:
         """Sample sheets and validation, on the averaged weights."""
         config = self.config
         sample = self.hooks.sample if self._due(config.sample_every) else None
@@ -443,69 +416,6 @@ class _Averaged:
         for phase in self._phases:
             phase.module.train()
         torch.set_rng_state(self._random)
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class _Means:
-    """Running means of metrics, without waiting for the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-
-    def clear(self) -> None:
-        self._sums, self._counts = {}, {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums, "counts": self._counts}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
-
-
-class _Log:
-    """``log.jsonl`` and TensorBoard events; rows after the step a run resumes from are dropped."""
-
-    def __init__(self, folder: Path, step: int, enabled: bool) -> None:
-        self._path = folder / "log.jsonl" if enabled else None
-        if self._path is None:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        kept = [row for row in rows if _step_of(row) <= step]
-        write_atomically(self._path, lambda p: p.write_text("".join(row + "\n" for row in kept)) and None)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._path is None:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in metrics.items()}}) + "\n")
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
-
-
-def _step_of(row: str) -> float:
-    try:
-        return float(json.loads(row)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
 
 
 def _trained_state(module: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.core.attention import attend, attend_segments
 from nextscale.core.cache import KeyValueCache
+from nextscale.core.fused import linear_gelu
 from nextscale.core.schedule import Segment
 
 MAX_LOG_SCALE = math.log(100)
@@ -77,6 +78,12 @@ class Modulation(nn.Module):
         return self.linear(F.silu(condition)).unflatten(-1, (1, self.chunks, -1))
 
 
+def _to_length(x: Float[Tensor, "*batch heads size"], length: Float[Tensor, "heads 1"]) -> Tensor:
+    """Vectors scaled to a length (float32, as the norm is), in the vectors' precision."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return (x * (length / norm.clamp_min(1e-12))).to(x.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention; queries and values have biases, keys have none."""
 
@@ -89,23 +96,20 @@ class SelfAttention(nn.Module):
         self.projection = nn.Linear(width, width)
         self.dropout = config.dropout
         if config.attention == "cosine":
-            self.log_scale = nn.Parameter(torch.full((config.heads,), math.log(4.0)))
+            self.log_scale: nn.Parameter | None = nn.Parameter(torch.full((config.heads,), math.log(4.0)))
             self.scale = 1.0
         else:
             self.log_scale = None
             self.scale = config.attention_scale or 0.25 / math.sqrt(config.head_size)
 
-    def project(
-        self, x: Float[Tensor, "batch positions width"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Float[Tensor, "batch positions width"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (batch, positions, heads, head size), normalised as configured."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, v = q + self.query_bias.to(q.dtype), v + self.value_bias.to(v.dtype)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(2)
         if self.log_scale is not None:
-            scale = self.log_scale.clamp(max=MAX_LOG_SCALE).exp()[:, None]
-            q = (F.normalize(q.float(), dim=-1) * scale.float()).to(v.dtype)
-            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
+            q, k = _to_length(q, scale), _to_length(k, torch.ones_like(scale))
         return q, k, v
 
     def forward(
@@ -128,7 +132,7 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.contract(F.gelu(self.expand(x), approximate="tanh")), self.dropout, self.training)
+        return F.dropout(self.contract(linear_gelu(x, self.expand)), self.dropout, self.training)
 
 
 def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
@@ -175,9 +179,9 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch positions width"]:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         branch = self.attention(torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer)
-        x = x + drop_path(branch * gamma1, self.drop_probability, self.training)
+        x = torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma1)
         branch = self.feed_forward(torch.addcmul(shift2, self.norm(x), 1 + scale2))
-        return x + drop_path(branch * gamma2, self.drop_probability, self.training)
+        return torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma2)
 
 
 class NextScaleTransformer(nn.Module):
@@ -197,7 +201,8 @@ class NextScaleTransformer(nn.Module):
             Modulation(condition_width, config.width, 6) if config.conditioning == "shared" else None
         )
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(block(config, condition_width, rate) for rate in rates)
+        modules = nn.ModuleList(block(config, condition_width, rate) for rate in rates)
+        self.blocks = cast("Sequence[Block]", modules)
         self.gradient_checkpointing = False
 
     def modulate(self, condition: Float[Tensor, "batch condition"]) -> list[Float[Tensor, "batch 1 6 width"]]:
@@ -208,9 +213,7 @@ class NextScaleTransformer(nn.Module):
     def allocate_cache(self, batch: int, length: int, dtype: torch.dtype) -> KeyValueCache:
         """A cache for ``length`` positions of ``batch`` rows on the weights' device."""
         config, device = self.config, next(self.parameters()).device
-        return KeyValueCache(
-            config.depth, batch, length, config.heads, config.head_size, dtype=dtype, device=device
-        )
+        return KeyValueCache(config.depth, batch, length, config.heads, config.head_size, dtype=dtype, device=device)
 
     def forward(
         self,

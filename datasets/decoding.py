@@ -38,9 +38,7 @@ def decode(data: bytes) -> Planes:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             layout = _layout(image)
-            planes = (
-                _deep_png(image, data, layout) if image.format == "PNG" and "16" in layout else _planes(image)
-            )
+            planes = _deep_png(image, data, layout) if image.format == "PNG" and "16" in layout else _planes(image)
             orientation = image.getexif().get(_ORIENTATION, 1)
     except ImageError:
         raise
@@ -73,9 +71,7 @@ def square(planes: Planes, size: int, *, ratio: float, flip: bool, across: float
         shorter = round(ratio * size)
         # The longer side is truncated, not rounded, as in the official pre-processing.
         wanted = (
-            (shorter, int(shorter * height / width))
-            if width <= height
-            else (int(shorter * width / height), shorter)
+            (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
         )
         if wanted != (width, height):
             planes = tuple(plane.resize(wanted, Image.Resampling.LANCZOS) for plane in planes)
@@ -109,9 +105,7 @@ def _layout(image: Image.Image) -> str:
     layout = str(args[0])
     deep_ppm = image.format == "PPM" and len(args) > 1 and isinstance(args[1], int) and args[1] > 255
     if image.format != "PNG" and image.mode in ("RGB", "RGBA", "CMYK") and (";16" in layout or deep_ppm):
-        raise ImageError(
-            f"is a {image.format} of 16 bits a channel, which cannot be read without loss: use 16-bit PNG"
-        )
+        raise ImageError(f"is a {image.format} of 16 bits a channel, which cannot be read without loss: use 16-bit PNG")
     return layout
 
 
@@ -123,8 +117,7 @@ def _planes(image: Image.Image) -> Planes:
         return (_float_plane(np.asarray(image) / np.float32(65535)),)
     if image.mode in ("I", "F"):
         raise ImageError(
-            f"has mode {image.mode} ({image.format}), whose value range is not stored: "
-            "convert it to 8 or 16 bits"
+            f"has mode {image.mode} ({image.format}), whose value range is not stored: convert it to 8 or 16 bits"
         )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -138,9 +131,7 @@ def _deep_png(image: Image.Image, data: bytes, layout: str) -> Planes:
     if image.mode == "I;16":
         return (_float_plane(np.asarray(image) / np.float32(65535)),)
     if layout not in ("RGB;16B", "RGBA;16B"):
-        raise ImageError(
-            f"is a 16-bit PNG of layout {layout}, which cannot be read without loss: convert it to 8 bits"
-        )
+        raise ImageError(f"is a 16-bit PNG of layout {layout}, which cannot be read without loss: convert it to 8 bits")
     high = np.asarray(image).astype(np.float32)
     again = Image.open(io.BytesIO(data), formats=("PNG",))
     again.tile = [tile._replace(args=layout.replace("16B", "16L")) for tile in again.tile]

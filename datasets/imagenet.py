@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 IMAGENET: tuple[str, ...] = tuple(
-    resources.files("nextscale.datasets")
-    .joinpath("imagenet_classes.txt")
-    .read_text(encoding="utf-8")
-    .splitlines()
+    resources.files("nextscale.datasets").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
 )
 """The 1,000 classes of ILSVRC 2012 in the order of their WordNet numbers, synonyms separated by commas."""
 
@@ -30,9 +27,7 @@ def find_class(name: str, names: Sequence[str] | None) -> int:
     exact = [number for number, entry in enumerate(synonyms) if wanted in entry]
     if len(exact) == 1:
         return exact[0]
-    partial = exact or [
-        n for n, entry in enumerate(synonyms) if any(wanted in part.split() for part in entry)
-    ]
+    partial = exact or [n for n, entry in enumerate(synonyms) if any(wanted in part.split() for part in entry)]
     if len(partial) == 1:
         return partial[0]
     if partial:

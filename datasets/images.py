@@ -66,9 +66,7 @@ def open_images(
     if crop not in ("random", "center"):
         raise ValueError(f"crop {crop!r} must be 'random' or 'center'")
     if resize_ratio != 0 and not 1 <= resize_ratio < 100:
-        raise ValueError(
-            f"resize_ratio {resize_ratio} must be at least 1, so that the crop fits, or 0 for no resizing"
-        )
+        raise ValueError(f"resize_ratio {resize_ratio} must be at least 1, so that the crop fits, or 0 for no resizing")
     found = find(source, labels=labels)
     store: Store
     numbers, classes = None, None
@@ -78,9 +76,7 @@ def open_images(
         if found.labels is not None:
             numbers, classes = np.array(found.labels, np.int64), found.classes
     else:
-        store, names, texts, classes = open_shards(
-            [Path(name) for name in found.files], found.kind, labels=labels
-        )
+        store, names, texts, classes = open_shards([Path(name) for name in found.files], found.kind, labels=labels)
         if labels:
             numbers, classes = _numbers(texts, names, classes)
         else:
@@ -140,9 +136,7 @@ class ImageDataset:
 
     def label_counts(self) -> np.ndarray:
         """int64 (num_classes,): samples of each class."""
-        return np.bincount(self.labels if self.labels is not None else [], minlength=self.num_classes).astype(
-            np.int64
-        )
+        return np.bincount(self.labels if self.labels is not None else [], minlength=self.num_classes).astype(np.int64)
 
     def require_labels(self) -> "ImageDataset":
         """Returns the dataset itself. Raises LabelError if it has no labels."""

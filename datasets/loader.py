@@ -14,9 +14,7 @@ class Loader:
     `EpochSampler` made with `**state` continues there. `batches_per_epoch` is the sampler's.
     """
 
-    def __init__(
-        self, dataset: Any, sampler: EpochSampler, *, workers: int, prefetch: int, pin_memory: bool
-    ) -> None:
+    def __init__(self, dataset: Any, sampler: EpochSampler, *, workers: int, prefetch: int, pin_memory: bool) -> None:
         self.dataset, self.sampler = dataset, sampler
         self.batches_per_epoch = sampler.batches_per_epoch
         self._workers, self._prefetch, self._pin_memory = workers, prefetch, pin_memory
@@ -97,6 +95,4 @@ def _as_is(batch: Any) -> Any:
 def _pin(batch: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    return {
-        key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()
-    }
+    return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

@@ -24,11 +24,7 @@ _log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """`$NEXTSCALE_CACHE`, else `nextscale` in the user's cache folder."""
     named = os.environ.get("NEXTSCALE_CACHE")
-    return (
-        Path(named)
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextscale"
-    )
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextscale"
 
 
 class Memory:
@@ -67,9 +63,7 @@ class Pack:
             raise self._failure(error) from error
         return offset
 
-    def finish(
-        self, offsets: np.ndarray, sizes: np.ndarray, names: list[str], labels: list[str]
-    ) -> bytes | Path:
+    def finish(self, offsets: np.ndarray, sizes: np.ndarray, names: list[str], labels: list[str]) -> bytes | Path:
         """Close the pack. The index goes beside a pack on disk. Returns the blob."""
         if self._file is None:
             self._memory.left -= self._length
@@ -91,9 +85,7 @@ class Pack:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._file.name, path)
-            replace_file(
-                path.with_suffix(".npz"), index.getvalue()
-            )  # last: a pack counts only with its index
+            replace_file(path.with_suffix(".npz"), index.getvalue())  # last: a pack counts only with its index
         except OSError as error:
             raise self._failure(error) from error
         return path

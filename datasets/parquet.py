@@ -38,8 +38,7 @@ def parquet_index(path: Path, memory: Memory) -> Index:
     image = next((name for name in PARQUET_IMAGES if name in columns), None)
     if image is None:
         raise SourceError(
-            f"{path} has no image column: looked for {listed(PARQUET_IMAGES)}, "
-            f"found {listed(columns) or 'none'}"
+            f"{path} has no image column: looked for {listed(PARQUET_IMAGES)}, found {listed(columns) or 'none'}"
         )
     label = next((name for name in LABEL_KEYS if name in columns), None)
     pack = Pack(path, memory)
@@ -90,9 +89,7 @@ def _bytes(path: Path, row: int, value: object) -> bytes:
     if value is None:
         return b""  # unreadable when its turn comes: skipped, counted and named like a damaged image
     if not isinstance(value, bytes):
-        raise SourceError(
-            f"{path}, row {row}: the image is {type(value).__name__}, not the bytes of an image file"
-        )
+        raise SourceError(f"{path}, row {row}: the image is {type(value).__name__}, not the bytes of an image file")
     return value
 
 

@@ -49,8 +49,7 @@ class EpochSampler:
         self._first, self._last = bounds[rank], bounds[rank + 1]
         if self._first == self._last:
             raise ValueError(
-                f"{length} samples leave nothing for rank {rank} of {world_size}: "
-                "use fewer ranks or more samples"
+                f"{length} samples leave nothing for rank {rank} of {world_size}: use fewer ranks or more samples"
             )
         self.batches_per_epoch = -(-(self._last - self._first) // batch_size)
         extra, self.start_batch = divmod(start_batch, self.batches_per_epoch)
@@ -61,9 +60,7 @@ class EpochSampler:
         import torch
 
         if self.shuffle:
-            order = torch.randperm(
-                self.length, generator=torch.Generator().manual_seed(epoch + self.seed)
-            ).numpy()
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(epoch + self.seed)).numpy()
         else:
             order = np.arange(self.length)
         if self._filled > self.length:

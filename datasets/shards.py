@@ -86,9 +86,7 @@ def _from_cache(path: Path) -> Index | None:
         return None
     blob, offsets, sizes, names, labels = found
     every = range(len(names))
-    return Index(
-        blob, [names[i] for i in every], [labels[i] for i in every], offsets.tolist(), sizes.tolist()
-    )
+    return Index(blob, [names[i] for i in every], [labels[i] for i in every], offsets.tolist(), sizes.tolist())
 
 
 def _plain(path: Path) -> Index:
@@ -188,11 +186,7 @@ def _label(extension: str, data: bytes) -> str:
         fields = json.loads(data)
     except (ValueError, RecursionError):
         return NO_LABEL
-    value = (
-        next((fields[name] for name in LABEL_KEYS if name in fields), None)
-        if isinstance(fields, dict)
-        else None
-    )
+    value = next((fields[name] for name in LABEL_KEYS if name in fields), None) if isinstance(fields, dict) else None
     return str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else NO_LABEL
 
 

@@ -44,9 +44,7 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, l
         raise NoImagesError("the list of sources is empty: name a folder, or at least one file")
     kinds = Counter(_kind(name) or "" for name in files)
     if "" in kinds:
-        raise SourceError(
-            f"neither an image, a tar nor a parquet file: {listed([f for f in files if not _kind(f)])}"
-        )
+        raise SourceError(f"neither an image, a tar nor a parquet file: {listed([f for f in files if not _kind(f)])}")
     if len(kinds) > 1:
         raise _mixture(f"{len(files)} files", kinds)
     if "image" not in kinds:
@@ -90,9 +88,7 @@ def _files(patterns: list[str]) -> list[str]:
     if missing:
         raise SourceError(f"nothing is there under this name: {listed(missing)}")
     if folders:
-        raise SourceError(
-            f"a folder cannot be part of a list of files: {listed(folders)}. Name the folder alone."
-        )
+        raise SourceError(f"a folder cannot be part of a list of files: {listed(folders)}. Name the folder alone.")
     if twice := [name for name, count in Counter(files).items() if count > 1]:
         raise SourceError(f"named more than once: {listed(twice)}")
     return files
@@ -108,9 +104,7 @@ def _kind(name: str) -> str | None:
 
 
 def _folder(root: Path, labels: bool) -> Source:
-    entries = sorted(
-        (entry for entry in os.scandir(root) if not entry.name.startswith(".")), key=lambda e: e.name
-    )
+    entries = sorted((entry for entry in os.scandir(root) if not entry.name.startswith(".")), key=lambda e: e.name)
     folders = [entry.name for entry in entries if entry.is_dir()]
     files = [entry.name for entry in entries if entry.is_file()]
     kinds = Counter(kind for name in files if (kind := _kind(name)))
@@ -129,15 +123,13 @@ def _folder(root: Path, labels: bool) -> Source:
     if inner and "image" not in inner:
         holds = [name for name, names in below.items() if any(_kind(file) for file in names)]
         raise SourceError(
-            f"{root} holds {_KIND_NAMES[next(iter(inner))]} only in folders below it: "
-            f"name one of {listed(holds)}"
+            f"{root} holds {_KIND_NAMES[next(iter(inner))]} only in folders below it: name one of {listed(holds)}"
         )
     images = {name: sorted(file for file in names if _kind(file) == "image") for name, names in below.items()}
     top = [name for name in files if _kind(name) == "image"]
     if not top and not any(images.values()):
         raise NoImagesError(
-            f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)}), tar or parquet shard, "
-            "nor does any folder in it"
+            f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)}), tar or parquet shard, nor does any folder in it"
         )
     splits = [name for name in folders if name.lower() in _SPLITS]
     if len(splits) > 1 or (labels and not top and splits == folders):
@@ -177,9 +169,7 @@ def _walk(root: Path, folder: str, above: tuple[tuple[int, int], ...]) -> Iterat
 
 def _mixture(where: str, kinds: Counter[str]) -> SourceError:
     found = " and ".join(f"{count} {_KIND_NAMES[kind]}" for kind, count in sorted(kinds.items()))
-    return SourceError(
-        f"{where}: a mixture of {found}. Keep one kind, or name the files of one kind by a pattern."
-    )
+    return SourceError(f"{where}: a mixture of {found}. Keep one kind, or name the files of one kind by a pattern.")
 
 
 def _one_split(root: Path, kind: str, shards: list[str]) -> None:
@@ -188,6 +178,5 @@ def _one_split(root: Path, kind: str, shards: list[str]) -> None:
     if len(splits := [split for split in _SPLITS if split in found]) > 1:
         suffix = ".parquet" if kind == "parquet" else ".tar*"
         raise SourceError(
-            f"{root} holds the shards of several splits ({listed(splits)}): "
-            f"name one, as in {root}/{splits[0]}*{suffix}"
+            f"{root} holds the shards of several splits ({listed(splits)}): name one, as in {root}/{splits[0]}*{suffix}"
         )

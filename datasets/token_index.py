@@ -62,9 +62,7 @@ def check_sizes(folder: Path, index: dict[str, Any]) -> None:
         elif (size := path.stat().st_size) != shard["bytes"]:
             wrong.append(f"{path} has {size} bytes instead of {shard['bytes']}")
     if wrong:
-        raise TokenShardError(
-            "; ".join(wrong) + ". Copy the folder again, or make the tokens again (resume=False)."
-        )
+        raise TokenShardError("; ".join(wrong) + ". Copy the folder again, or make the tokens again (resume=False).")
 
 
 def check_contents(folder: Path, index: dict[str, Any]) -> None:

@@ -46,9 +46,7 @@ class TokenWriter:
     ) -> None:
         vocabulary = metadata.get("vocabulary")
         if not isinstance(vocabulary, int) or not 0 < vocabulary <= 2**31:
-            raise ValueError(
-                f"metadata['vocabulary'] is {vocabulary!r}; it must be the number of codes, 1 to 2**31"
-            )
+            raise ValueError(f"metadata['vocabulary'] is {vocabulary!r}; it must be the number of codes, 1 to 2**31")
         if shard_size < 1:
             raise ValueError(f"shard_size {shard_size} must be at least 1 sample")
         self.folder, self.vocabulary, self.shard_size = Path(folder), vocabulary, shard_size
@@ -87,13 +85,10 @@ class TokenWriter:
         rows = _array(tokens), _array(labels), _array(indices)
         if rows[0].ndim != 2 or any(other.shape != rows[0].shape[:1] for other in rows[1:]):
             raise ValueError(
-                f"tokens {rows[0].shape}, labels {rows[1].shape} and indices {rows[2].shape} "
-                "must be (N, L), (N,), (N,)"
+                f"tokens {rows[0].shape}, labels {rows[1].shape} and indices {rows[2].shape} must be (N, L), (N,), (N,)"
             )
         if any(array.dtype.kind not in "iu" for array in rows):
-            raise ValueError(
-                f"tokens, labels and indices must be integers, not {[str(a.dtype) for a in rows]}"
-            )
+            raise ValueError(f"tokens, labels and indices must be integers, not {[str(a.dtype) for a in rows]}")
         length = rows[0].shape[1]
         if self._index["length"] not in (None, length):
             raise ValueError(f"{length} tokens a sample, but {self._index['length']} in the samples before")
@@ -174,8 +169,7 @@ def open_tokens(
     if not index["complete"]:
         safe = sum(shard["samples"] for shard in index["shards"])
         raise TokenShardError(
-            f"{folder} is not complete ({safe} samples are there): "
-            "run what was writing it again, which continues"
+            f"{folder} is not complete ({safe} samples are there): run what was writing it again, which continues"
         )
     if not index["shards"]:
         raise TokenShardError(f"{folder} is complete and holds no sample: make the tokens again")
@@ -202,8 +196,7 @@ class TokenDataset:
         self._dtype = np.dtype(index["dtype"])
         self._first_rows = np.cumsum([0, *counts])
         self._places = [
-            _places(path, count, self.length, self._dtype)
-            for path, count in zip(self._files, counts, strict=True)
+            _places(path, count, self.length, self._dtype) for path, count in zip(self._files, counts, strict=True)
         ]
         self._maps: list[np.ndarray | None] = [None] * len(counts)
         labels = np.concatenate([self._column(shard, "label") for shard in range(len(counts))])
@@ -240,8 +233,7 @@ class TokenDataset:
         """Returns the dataset itself. Raises LabelError if images have no class."""
         if without := int((self.labels < 0).sum()):
             raise LabelError(
-                f"{without} of {len(self)} images in {self.folder} have no class: "
-                "make the tokens from labelled images"
+                f"{without} of {len(self)} images in {self.folder} have no class: make the tokens from labelled images"
             )
         return self
 
@@ -257,9 +249,7 @@ class TokenDataset:
         """A batch at once: `tokens` int64 (B, L), `label` int64 (B,), `index` int64 (B,)."""
         import torch
 
-        pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], np.int64).reshape(
-            -1, 2
-        )
+        pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], np.int64).reshape(-1, 2)
         epochs, places = pairs.T
         if len(places) and not 0 <= places.min() <= places.max() < len(self):
             raise IndexError(f"image {places.min()} to {places.max()} of {len(self)}")
@@ -334,9 +324,7 @@ def _places(path: Path, samples: int, length: int, dtype: np.dtype) -> dict[str,
                 raise ValueError(f"{name} is {entry}, expected {kind} {shape}")
             places[name] = (kind, shape, 8 + header_size + begin)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TokenShardError(
-            f"{path} is damaged ({error}). Copy it again, or make the tokens again."
-        ) from error
+        raise TokenShardError(f"{path} is damaged ({error}). Copy it again, or make the tokens again.") from error
     return places
 
 
@@ -344,9 +332,7 @@ def _as_json(metadata: dict[str, Any]) -> Any:
     try:
         return json.loads(json.dumps(metadata))
     except TypeError as error:
-        raise ValueError(
-            f"metadata must consist of JSON values (text, numbers, lists, …): {error}"
-        ) from error
+        raise ValueError(f"metadata must consist of JSON values (text, numbers, lists, …): {error}") from error
 
 
 def _array(values: Any) -> np.ndarray:

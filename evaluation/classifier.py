@@ -21,9 +21,7 @@ _FILE_OPERATORS = re.compile(r"\b(?:save|from_file)\b")
 class ImageClassifier:
     """A `Classifier` on its device: it checks what goes in and what comes out, and keeps no gradients."""
 
-    def __init__(
-        self, network: Classifier, device: str | torch.device = "cpu", name: str = "classifier"
-    ) -> None:
+    def __init__(self, network: Classifier, device: str | torch.device = "cpu", name: str = "classifier") -> None:
         self.network = network
         self.device = torch.device(device)
         self.name = name
@@ -41,9 +39,7 @@ class ImageClassifier:
             features, logits = self.network(images.to(self.device, torch.float32))
         except (RuntimeError, TypeError, ValueError) as error:
             last = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"{self.name} did not take images of shape {tuple(images.shape)}: {last}"
-            ) from error
+            raise ValueError(f"{self.name} did not take images of shape {tuple(images.shape)}: {last}") from error
         shapes = tuple(features.shape), tuple(logits.shape)
         if features.ndim != 2 or logits.ndim != 2 or {len(features), len(logits)} != {len(images)}:
             raise ValueError(
@@ -88,15 +84,11 @@ def load_classifier(path: str | os.PathLike[str], device: str | torch.device = "
             for source in sources:
                 match = _FILE_OPERATORS.search(archive.read(source).decode("utf-8"))
                 if match:
-                    raise ValueError(
-                        f"its code names the operator {match.group()!r}, which touches files: refused"
-                    )
+                    raise ValueError(f"its code names the operator {match.group()!r}, which touches files: refused")
         with warnings.catch_warnings():
             # torch 2.13 announces TorchScript's end; the supported range of torch still reads it.
             warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
-            warnings.filterwarnings(
-                "ignore", message=r".*torch\.jit\.load.*deprecated", category=DeprecationWarning
-            )
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*deprecated", category=DeprecationWarning)
             network = torch.jit.load(str(path), map_location=device).eval()
     except (ValueError, RuntimeError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         last = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

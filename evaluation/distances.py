@@ -45,9 +45,7 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def frechet_distance(
-    features_a: Tensor | np.ndarray | Moments, features_b: Tensor | np.ndarray | Moments
-) -> float:
+def frechet_distance(features_a: Tensor | np.ndarray | Moments, features_b: Tensor | np.ndarray | Moments) -> float:
     """Squared Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, equation
     6).
 
@@ -103,9 +101,7 @@ def kid(
     least = min(len(a), len(b))
     size = min(1000, least) if subset_size is None else subset_size
     if not 2 <= size <= least:
-        raise ValueError(
-            f"subsets of {size} cannot be drawn from {len(a)} and {len(b)} samples; expected 2 to {least}"
-        )
+        raise ValueError(f"subsets of {size} cannot be drawn from {len(a)} and {len(b)} samples; expected 2 to {least}")
     if subsets < 1:
         raise ValueError(f"subsets is {subsets}; expected 1 or more")
     generator = torch.Generator().manual_seed(seed)
@@ -136,20 +132,15 @@ def squared_distance_blocks(rows: Tensor, columns: Tensor) -> Iterator[tuple[sli
         yield slice(start, start + len(block)), squared
 
 
-def nearest(
-    queries: Tensor | np.ndarray, references: Tensor | np.ndarray, k: int = 1
-) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor | np.ndarray, references: Tensor | np.ndarray, k: int = 1) -> tuple[Tensor, Tensor]:
     """Indices (N, k) and Euclidean distances (N, k) of each query's k nearest references, nearest first."""
     rows, columns = as_features(queries, "queries"), as_features(references, "references")
     if rows.shape[1] != columns.shape[1]:
-        raise ValueError(
-            f"queries have {rows.shape[1]} dimensions, references {columns.shape[1]}; expected the same"
-        )
+        raise ValueError(f"queries have {rows.shape[1]} dimensions, references {columns.shape[1]}; expected the same")
     if not 1 <= k <= len(columns):
         raise ValueError(f"k is {k}; expected 1 to the number of references, {len(columns)}")
     found = [
-        squared.topk(k, dim=1, largest=False)
-        for _, squared in squared_distance_blocks(rows, columns.to(rows.device))
+        squared.topk(k, dim=1, largest=False) for _, squared in squared_distance_blocks(rows, columns.to(rows.device))
     ]
     if not found:
         return torch.empty(0, k, dtype=torch.int64), torch.empty(0, k, dtype=torch.float64)
@@ -211,9 +202,7 @@ def inception_score(logits: Tensor | np.ndarray, *, splits: int = 1, seed: int |
     if matrix.shape[1] < 2:
         raise ValueError("logits are of one class only; the score takes at least 2 classes")
     if not 1 <= splits <= len(matrix):
-        raise ValueError(
-            f"{len(matrix)} samples cannot be split into {splits}; expected 1 to the number of samples"
-        )
+        raise ValueError(f"{len(matrix)} samples cannot be split into {splits}; expected 1 to the number of samples")
     if seed is not None:
         order = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(seed))
         matrix = matrix[order.to(matrix.device)]

@@ -149,9 +149,7 @@ def compare_feature_sets(
     notes = []
     for name, images, least in sets:
         if images.count < max(least, 2):
-            raise ValueError(
-                f"{images.count} {name} images were given; the figures with k = {k} take at least {least}"
-            )
+            raise ValueError(f"{images.count} {name} images were given; the figures with k = {k} take at least {least}")
     dimensions = real.features.shape[1]
     for name, images, _ in sets:
         if images.count <= dimensions:
@@ -173,9 +171,7 @@ def compare_feature_sets(
         return _figures(_classified(images), images.features, images.logits, features, k, generator)
 
     if class_names is not None and len(class_names) < logits.shape[1]:
-        raise ValueError(
-            f"{len(class_names)} class names were given; the classifier knows {logits.shape[1]} classes"
-        )
+        raise ValueError(f"{len(class_names)} class names were given; the classifier knows {logits.shape[1]} classes")
     return GenerationReport(
         generated=figures(generated),
         reconstructions=None if reconstructions is None else figures(reconstructions),
@@ -219,9 +215,7 @@ def evaluate_class_conditional(
     )
 
 
-def _requests(
-    classes: Sequence[int], per_class: int, batch_size: int, seed: int
-) -> Iterator[tuple[Tensor, list[int]]]:
+def _requests(classes: Sequence[int], per_class: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, list[int]]]:
     """Labels and seeds, batch by batch; classes alternate, so that a part of the run is balanced as well."""
     total = len(classes) * per_class
     for start in range(0, total, batch_size):
@@ -255,8 +249,7 @@ def evaluate_generator(
     labels = list(range(classes)) if isinstance(classes, int) else list(classes)
     if not labels or per_class < 1 or batch_size < 1:
         raise ValueError(
-            f"{len(labels)} classes, {per_class} images per class, batches of {batch_size}; "
-            "expected 1 or more of each"
+            f"{len(labels)} classes, {per_class} images per class, batches of {batch_size}; expected 1 or more of each"
         )
     generated, real_set, reconstructions = (FeatureSet(classifier) for _ in range(3))
     for asked, seeds in _requests(labels, per_class, batch_size, seed):

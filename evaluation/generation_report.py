@@ -107,7 +107,5 @@ class GenerationReport:
 def _cell(figure: Measurement | None, pattern: str) -> str:
     if figure is None:
         return "-"
-    count = (
-        f"{figure.samples:,}" if figure.reference is None else f"{figure.samples:,} / {figure.reference:,}"
-    )
+    count = f"{figure.samples:,}" if figure.reference is None else f"{figure.samples:,} / {figure.reference:,}"
     return f"{pattern.format(figure.value)} ({count})"

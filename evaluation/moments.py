@@ -20,9 +20,7 @@ def as_features(features: Tensor | np.ndarray, name: str = "features") -> Tensor
 
     Raises ValueError for another number of axes, for no dimension at all, and for NaN or infinite entries.
     """
-    matrix = (
-        features if isinstance(features, Tensor) else torch.from_numpy(np.array(features, dtype=np.float64))
-    )
+    matrix = features if isinstance(features, Tensor) else torch.from_numpy(np.array(features, dtype=np.float64))
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{name} have shape {tuple(matrix.shape)}; expected (samples, dimensions)")
     # MPS has no float64, and the distances below subtract nearly equal numbers.
@@ -31,9 +29,7 @@ def as_features(features: Tensor | np.ndarray, name: str = "features") -> Tensor
     matrix = matrix.detach().to(torch.float64)
     if not bool(torch.isfinite(matrix).all()):
         bad = int((~torch.isfinite(matrix)).any(dim=1).sum())
-        raise ValueError(
-            f"{name}: {bad} of {len(matrix)} samples hold NaN or infinite values; expected finite ones"
-        )
+        raise ValueError(f"{name}: {bad} of {len(matrix)} samples hold NaN or infinite values; expected finite ones")
     return matrix
 
 
@@ -88,14 +84,10 @@ class Moments:
         The result depends on the split into batches only by rounding.
         """
         if self.count is None:
-            raise ValueError(
-                "these moments do not say of how many vectors they are, so they cannot be updated"
-            )
+            raise ValueError("these moments do not say of how many vectors they are, so they cannot be updated")
         batch = as_features(features).cpu().numpy()
         if batch.shape[1] != len(self.mean):
-            raise ValueError(
-                f"features have {batch.shape[1]} dimensions; the moments so far have {len(self.mean)}"
-            )
+            raise ValueError(f"features have {batch.shape[1]} dimensions; the moments so far have {len(self.mean)}")
         if len(batch) == 0:
             return
         old, new = self.count, len(batch)

@@ -118,9 +118,7 @@ class CodebookUsage:
 
     def __init__(self, codebook_size: int, scales: int) -> None:
         if codebook_size < 1 or scales < 1:
-            raise ValueError(
-                f"codebook of {codebook_size} codes and {scales} scales; expected 1 or more of each"
-            )
+            raise ValueError(f"codebook of {codebook_size} codes and {scales} scales; expected 1 or more of each")
         self.counts = torch.zeros(scales, codebook_size, dtype=torch.int64)
 
     def update(self, tokens: Sequence[Tensor]) -> None:

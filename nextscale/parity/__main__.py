@@ -117,9 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cases", default="*", metavar="GLOB", help="only cases whose file name matches, e.g. 'var_sample*'"
     )
-    parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)"
-    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)")
     parser.add_argument(
         "--traceback", action="store_true", help="print the traceback of a case that fails with an error"
     )

@@ -116,9 +116,7 @@ class Case:
 
     def unused(self) -> list[str]:
         """What the case gives and nothing read: options, configuration, inputs and parts' weights."""
-        return [
-            path for given in (self.config, self.options, self.inputs, self._parts) for path in given.unread()
-        ]
+        return [path for given in (self.config, self.options, self.inputs, self._parts) for path in given.unread()]
 
     def errors(self, outputs: Mapping[str, Any]) -> list[Error]:
         """One :class:`Error` for every expected output.
@@ -149,9 +147,7 @@ def compare(name: str, ours: Any, expected: np.ndarray, rtol: float, atol: float
         problem = f"{unequal} of {expected.size} integers differ" if unequal else ""
         return Error(name, float(unequal), math.inf if unequal else 0.0, problem)
     got, want = got.astype(np.float64), expected.astype(np.float64)
-    with np.errstate(
-        invalid="ignore"
-    ):  # infinity minus infinity: equal values are set to no difference below
+    with np.errstate(invalid="ignore"):  # infinity minus infinity: equal values are set to no difference below
         gap = np.abs(got - want)
         # Where no room is given, the smallest positive number: any difference at all is then far above it.
         share = gap / np.maximum(atol + rtol * np.abs(want), 1e-300)
@@ -250,9 +246,7 @@ def _build(path: Path, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> C
     if not sections["out"]:
         raise CaseError(f"{path.name}: no expected output, so there is nothing to compare")
     if unmatched := sorted(set(outputs) ^ set(sections["out"])):
-        raise CaseError(
-            f"{path.name}: only one of description and array is there for output {', '.join(unmatched)}"
-        )
+        raise CaseError(f"{path.name}: only one of description and array is there for output {', '.join(unmatched)}")
     for name, spec in outputs.items():
         _known(path, f"output {name}", spec, _OUTPUT_FIELDS)
         for bound in ("rtol", "atol"):

@@ -84,9 +84,7 @@ def replay(path: str | Path, announce: Callable[[Case], None] | None = None) -> 
         operations = operations_of(case.system)
         operation = operations.get(case.operation)
         if operation is None:
-            raise ReplayError(
-                f"unknown operation {case.operation!r} of {case.system}; known: {', '.join(operations)}"
-            )
+            raise ReplayError(f"unknown operation {case.operation!r} of {case.system}; known: {', '.join(operations)}")
         outputs = operation(case)
         result.errors = case.errors(outputs)
         if unused := case.unused():

@@ -18,9 +18,7 @@ def heading(index: int, count: int, name: str, operation: str = "") -> str:
 def details(result: Result) -> list[str]:
     """A line per output, then a line per problem that belongs to none."""
     width = max((len(error.output) for error in result.errors), default=0)
-    return [_output(error, width) for error in result.errors] + [
-        f"    FAIL  {text}" for text in result.problems
-    ]
+    return [_output(error, width) for error in result.errors] + [f"    FAIL  {text}" for text in result.problems]
 
 
 def _output(error: Error, width: int) -> str:

@@ -26,9 +26,7 @@ class Tracked(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._values:
-            raise MissingValue(
-                f"the case gives no {self.path}.{key}; it has: {', '.join(self._values) or 'none'}"
-            )
+            raise MissingValue(f"the case gives no {self.path}.{key}; it has: {', '.join(self._values) or 'none'}")
         self._read.add(key)
         return self._values[key]
 

@@ -31,7 +31,8 @@ from nextscale.parity.building import (
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
 from nextscale.tasks.generation.editing import KeptTokens, box_mask
-from nextscale.tasks.generation.var import SYSTEM, VAR, initialize
+from nextscale.tasks.generation.var import SYSTEM, VAR
+from nextscale.tasks.generation.var_training import initialize
 from nextscale.tasks.generation.var_training import Stage, VARTraining, newest_weight
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
@@ -122,9 +123,7 @@ def _sampled(
     """The options and outputs that sampling and editing share."""
     options = case.options
     emitter = CategoricalEmitter(options["top_k"], options["top_p"], smooth=options["more_smooth"])
-    steps = list(
-        model.steps(labels, draws=draws, emitter=emitter, guidance=options["cfg"], controls=controls)
-    )
+    steps = list(model.steps(labels, draws=draws, emitter=emitter, guidance=options["cfg"], controls=controls))
     with torch.inference_mode():
         image = model.tokenizer.decode_features(steps[-1].total)
     return {
@@ -154,18 +153,14 @@ def train_step(case: Case) -> Mapping[str, Any]:
         "label": case.tensor("labels"),
         "uniform": case.tensor("uniform"),
     }
-    outputs: dict[str, Any] = {
-        name: [] for name in ("loss", "total_norm", "grad_norms", "metrics", "update_norms")
-    }
+    outputs: dict[str, Any] = {name: [] for name in ("loss", "total_norm", "grad_norms", "metrics", "update_norms")}
     for step in range(len(task.stages)):
         optimizer.zero_grad()
         loss, metrics = task.loss(SYSTEM, model, batch, step)
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         outputs["grad_norms"].append(norms(in_official_names(model, gradients), names))
-        outputs["total_norm"].append(
-            float(torch.nn.utils.clip_grad_norm_(model.parameters(), options["grad_clip"]))
-        )
+        outputs["total_norm"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), options["grad_clip"])))
         optimizer.step()
         updates = {name: value - start[name] for name, value in _parameters(model).items()}
         outputs["update_norms"].append(norms(in_official_names(model, updates), names))
@@ -206,9 +201,7 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def _check_decay(model: VAR, names: Sequence[str], exempt: Sequence[str]) -> None:
     """The parameters without weight decay must be the ones the case names."""
-    free = {
-        id(p) for group in parameter_groups(model, 1.0) if not group["weight_decay"] for p in group["params"]
-    }
+    free = {id(p) for group in parameter_groups(model, 1.0) if not group["weight_decay"] for p in group["params"]}
     marks = {name: torch.full_like(p, float(id(p) in free)) for name, p in model.named_parameters()}
     exported = in_official_names(model, marks)
     ours = {name for name in names if exported[name].any()}
@@ -236,9 +229,7 @@ def init_weights(case: Case) -> Mapping[str, Any]:
     )
     weights = {name: weight.detach() for name, weight in model.to_official().items()}
     values = [weights[name] for name in options["param_names"]]
-    chunks = (
-        "blocks.{}.ada_gss" if config.transformer.conditioning == "shared" else "blocks.{}.ada_lin.1.weight"
-    )
+    chunks = "blocks.{}.ada_gss" if config.transformer.conditioning == "shared" else "blocks.{}.ada_lin.1.weight"
     return {
         "rms": [_rms(value) for value in values],
         "constant": [float(value.min()) if value.min() == value.max() else math.nan for value in values],

@@ -38,9 +38,7 @@ def animate(
         raise ValueError("no frames were given; an animation takes at least one")
     sizes = {picture.size for picture in pictures}
     if len(sizes) > 1:
-        raise ValueError(
-            f"frames have sizes {sorted(sizes)}; expected one size (decode every scale at full size)"
-        )
+        raise ValueError(f"frames have sizes {sorted(sizes)}; expected one size (decode every scale at full size)")
     if not (seconds_per_frame > 0 and hold > 0):
         raise ValueError(f"frames of {seconds_per_frame} s, the last of {hold} s; expected more than 0")
     options: dict[str, Any]
@@ -55,9 +53,7 @@ def animate(
         case ".png" | ".apng":
             options = {"format": "PNG"}
         case suffix:
-            raise ValueError(
-                f"{path}: suffix {suffix!r} is no animation; expected .gif, .webp, .png or .apng"
-            )
+            raise ValueError(f"{path}: suffix {suffix!r} is no animation; expected .gif, .webp, .png or .apng")
     durations = [round(seconds_per_frame * 1000)] * (len(pictures) - 1) + [round(hold * 1000)]
     buffer = io.BytesIO()
     pictures[0].save(buffer, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)

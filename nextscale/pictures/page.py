@@ -118,9 +118,7 @@ def write_page(
     )
     contents = ""
     if len(sections) > 2:
-        links = "".join(
-            f'<li><a href="#{a}">{_text(s.title)}</a></li>' for a, s in zip(anchors, sections, strict=True)
-        )
+        links = "".join(f'<li><a href="#{a}">{_text(s.title)}</a></li>' for a, s in zip(anchors, sections, strict=True))
         contents = f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
     page = f"""<!doctype html>
 <html lang="en">
@@ -171,9 +169,7 @@ def _anchors(titles: Sequence[str]) -> list[str]:
 
 
 def _is_numeric(cell: object) -> bool:
-    return re.match(r"^[-+±<>≤≥~]?\s?[\d.,]+(?![\w-])", str(cell).strip()) is not None or str(
-        cell
-    ).strip() in ("", "-")
+    return re.match(r"^[-+±<>≤≥~]?\s?[\d.,]+(?![\w-])", str(cell).strip()) is not None or str(cell).strip() in ("", "-")
 
 
 class _Writer:
@@ -223,8 +219,7 @@ class _Writer:
         caption = f"<figcaption>{_text(figure.caption)}</figcaption>" if figure.caption else ""
         shown = width * figure.scale
         picture = (
-            f'<img{pixels} src="{source}" alt="{_escape(figure.alt)}" width="{shown}" '
-            f'height="{height * figure.scale}">'
+            f'<img{pixels} src="{source}" alt="{_escape(figure.alt)}" width="{shown}" height="{height * figure.scale}">'
         )
         if still:
             calm = f'<source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
@@ -271,9 +266,7 @@ class _Writer:
         caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
         head = "".join(cell(content, column, "col") for column, content in enumerate(table.header))
         body = "\n".join(
-            "<tr>"
-            + "".join(cell(c, column, "" if column else "row") for column, c in enumerate(row))
-            + "</tr>"
+            "<tr>" + "".join(cell(c, column, "" if column else "row") for column, c in enumerate(row)) + "</tr>"
             for row in table.rows
         )
         label = _escape(table.caption or "Table")

@@ -88,9 +88,7 @@ def contact_sheet(
     height = max(p.height for p in pictures)
     cell = height + (_LINE if captions else 0)
     rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + padding) + padding, rows * (cell + padding) + padding), _BACKGROUND
-    )
+    sheet = Image.new("RGB", (columns * (width + padding) + padding, rows * (cell + padding) + padding), _BACKGROUND)
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
         left, top = padding + column * (width + padding), padding + row * (cell + padding)

@@ -44,8 +44,7 @@ def to_pil(picture: Picture, quantise: Quantise = "round") -> Image.Image:
         values = values[None]
     if values.ndim != 3 or values.shape[0] not in (1, 3) or 0 in values.shape:
         raise ValueError(
-            f"picture has shape {values.shape}; "
-            "expected (3, height, width), (1, height, width) or (height, width)"
+            f"picture has shape {values.shape}; expected (3, height, width), (1, height, width) or (height, width)"
         )
     if values.dtype != np.uint8:
         values = _to_bytes(values, quantise)

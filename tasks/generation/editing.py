@@ -105,10 +105,9 @@ def edit(
         ValueError: image or mask have another size than the model's.
     """
     schedule, tokenizer = model.config.schedule, model.tokenizer
-    if tuple(image.shape) != (3, *tokenizer.image_size(schedule)):
-        raise ValueError(
-            f"the image is {tuple(image.shape)}, this model edits 3 x {' x '.join(map(str, tokenizer.image_size(schedule)))}"
-        )
+    size = (3, *tokenizer.image_size(schedule))
+    if tuple(image.shape) != size:
+        raise ValueError(f"the image is {tuple(image.shape)}, this model edits {size}")
     if tuple(mask.shape) != schedule.final.grid:
         raise ValueError(f"the mask is {tuple(mask.shape)}, expected the finest grid, {schedule.final.grid}")
     tokens = tokenizer.encode(image[None].to(model.device) * 2 - 1, schedule)

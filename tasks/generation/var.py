@@ -334,10 +334,7 @@ class VARSession:
     def step(self, index: int, inputs: Tensor | None) -> Tensor:
         model, rows = self._model, len(self._condition)
         x = model.embed(inputs, self._schedule, *self._schedule.ranges[index])
-        if inputs is None:
-            x = x + self._condition[:, None]
-        else:
-            x = x.repeat(rows // len(x), 1, 1)
+        x = x + self._condition[:, None] if inputs is None else x.repeat(rows // len(x), 1, 1)
         return model.transformer(x, self._modulations, cache=self._cache)
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
@@ -409,7 +406,15 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
         norm_eps=overrides.get("norm_eps", 1e-6),
     )
     names = IMAGENET if classes == len(IMAGENET) else None
-    return VARConfig(transformer, classes, vocabulary, code_channels, ScaleSchedule.parse(schedule), overrides.get("label_drop", 0.1), names)
+    return VARConfig(
+        transformer,
+        classes,
+        vocabulary,
+        code_channels,
+        ScaleSchedule.parse(schedule),
+        overrides.get("label_drop", 0.1),
+        names,
+    )
 
 
 def _schedule(state: Mapping[str, Tensor]) -> ScaleSchedule:
@@ -433,44 +438,7 @@ def _derived_buffers(config: VARConfig) -> dict[str, Tensor]:
     """What official files hold although it follows from the scale list."""
     schedule = config.schedule
     bias = torch.zeros(schedule.length, schedule.length).masked_fill_(~schedule.mask(), -torch.inf)
-    zeros = {f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.transformer.width) for i in range(config.transformer.depth)}
+    zeros = {
+        f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.transformer.width) for i in range(config.transformer.depth)
+    }
     return {"lvl_1L": schedule.levels()[None].clone(), "attn_bias_for_masking": bias[None, None], **zeros}
-
-
-# --- initialisation -----------------------------------------------------------------------------------
-
-
-def initialize(
-    model: VAR, *, modulation: float = 0.5, gate: float = 1e-3, head: float = 0.02, std: float | None = None
-) -> VAR:
-    """VAR's initial weights, for training anew.
-
-    Args:
-        modulation: factor of the modulation's scale and shift rows; ``gate`` of its gamma rows (the official
-            trainer takes 1e-3 for d16 and d20, less for deeper models).
-        head: factor of the last linear layer.
-        std: of linear layers and embeddings; None: sqrt(1 / (3 width)), which positions always have.
-    """
-    width, depth = model.config.transformer.width, model.config.transformer.depth
-    usual = math.sqrt(1 / width / 3)
-    std = usual if std is None else std
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("tokenizer."):
-                nn.init.trunc_normal_(module.weight, std=std)
-                if getattr(module, "bias", None) is not None:
-                    module.bias.zero_()
-        for parameter in (model.start_position, model.position_embedding):
-            nn.init.trunc_normal_(parameter, std=usual)
-        model.head.linear.weight.mul_(head)
-        model.head.modulation.linear.weight.mul_(modulation)
-        for block in model.transformer.blocks:
-            block.attention.projection.weight.div_(math.sqrt(2 * depth))
-            block.feed_forward.contract.weight.div_(math.sqrt(2 * depth))
-            if block.modulation is not None:
-                block.modulation.linear.weight[: 2 * width].mul_(gate)
-                block.modulation.linear.weight[2 * width :].mul_(modulation)
-            else:
-                block.modulation_offset[:2].mul_(gate)
-                block.modulation_offset[2:].mul_(modulation)
-    return model

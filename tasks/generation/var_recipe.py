@@ -14,9 +14,9 @@ from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
 from nextscale.core.transformer import TransformerConfig
 from nextscale.datasets.tokens import TokenDataset, open_tokens
 from nextscale.tasks.data import ImageData, trainer
-from nextscale.tasks.generation.var import VAR, VARConfig, initialize
+from nextscale.tasks.generation.var import VAR, VARConfig
 from nextscale.tasks.generation.var_finetune import LoRAConfig, adapt, add_lora, merge_lora
-from nextscale.tasks.generation.var_training import ProgressiveConfig, VARTraining
+from nextscale.tasks.generation.var_training import ProgressiveConfig, VARTraining, initialize
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 from nextscale.tasks.tokenizers.tokenize import fingerprint
 
@@ -187,7 +187,8 @@ class VARRecipe:
 @torch.no_grad()
 def validate(task: VARTraining, dataset: Any, samples: int = 10_000, batch_size: int = 100) -> Metrics:
     """Loss and accuracy on held-out data, all scales, no label dropped."""
-    model, totals, count = task.model, {}, 0
+    model, count = task.model, 0
+    totals: dict[str, float] = {}
     limit = min(samples, len(dataset))
     full = task.progressive
     task.progressive = ProgressiveConfig()

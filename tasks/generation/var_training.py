@@ -5,6 +5,7 @@ Tian et al. 2024 (arXiv 2404.02905); official code FoundationVision/VAR, ``train
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,42 @@ from torch import Tensor, nn
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.generation.var import SYSTEM, VAR
+
+
+def initialize(
+    model: VAR, *, modulation: float = 0.5, gate: float = 1e-3, head: float = 0.02, std: float | None = None
+) -> VAR:
+    """VAR's initial weights, for training anew.
+
+    Args:
+        modulation: factor of the modulation's scale and shift rows; ``gate`` of its gamma rows (the official
+            trainer takes 1e-3 for d16 and d20, less for deeper models).
+        head: factor of the last linear layer.
+        std: of linear layers and embeddings; None: sqrt(1 / (3 width)), which positions always have.
+    """
+    width, depth = model.config.transformer.width, model.config.transformer.depth
+    usual = math.sqrt(1 / width / 3)
+    std = usual if std is None else std
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("tokenizer."):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (model.start_position, model.position_embedding):
+            nn.init.trunc_normal_(parameter, std=usual)
+        model.head.linear.weight.mul_(head)
+        model.head.modulation.linear.weight.mul_(modulation)
+        for block in model.transformer.blocks:
+            block.attention.projection.weight.div_(math.sqrt(2 * depth))
+            block.feed_forward.contract.weight.div_(math.sqrt(2 * depth))
+            if block.modulation is not None:
+                block.modulation.linear.weight[: 2 * width].mul_(gate)
+                block.modulation.linear.weight[2 * width :].mul_(modulation)
+            else:
+                block.modulation_offset[:2].mul_(gate)
+                block.modulation_offset[2:].mul_(modulation)
+    return model
 
 
 @dataclass(frozen=True)
@@ -162,9 +199,10 @@ class VARTraining(TrainingTask):
             label_smoothing=self.label_smoothing,
             newest_weight=stage.newest_weight,
         )
-        if stage.scales < len(full):
-            metrics = {k: v for k, v in metrics.items() if not k.endswith("_last")} | {"scales": float(stage.scales)}
-        return loss, {**metrics}
+        if stage.scales == len(full):
+            return loss, {**metrics}
+        # The last scale in use is not the list's last: its figures would mix with the full run's.
+        return loss, {**{k: v for k, v in metrics.items() if not k.endswith("_last")}, "scales": float(stage.scales)}
 
     def _tokens(self, batch: Batch, scales: int) -> Tensor:
         full = self.model.config.schedule

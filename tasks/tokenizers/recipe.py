@@ -53,7 +53,10 @@ class TokenizerRecipe:
                 f"{tokenizer.image_size()[0]} pixels, the data has {self.data.size}: the last scale must be "
                 f"{self.data.size / tokenizer.stride:g}"
             )
-        return tokenizer.to(memory_format=torch.channels_last)
+        for parameter in tokenizer.parameters():
+            if parameter.ndim == 4:  # convolutions are fastest channels-last
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return tokenizer
 
     def trainer(self, hooks: Hooks | None = None) -> Trainer:
         """The run, ready to start; validation is added to ``hooks`` where there are held-out images."""

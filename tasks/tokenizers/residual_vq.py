@@ -97,7 +97,8 @@ class ResidualVQ(nn.Module):
         """
         if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
             raise ValueError(
-                f"images are {images.shape[-2]} x {images.shape[-1]} pixels; both sides must be multiples of {self.stride}"
+                f"images are {images.shape[-2]} x {images.shape[-1]} pixels; "
+                f"both sides must be multiples of {self.stride}"
             )
         return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))).float()
 

@@ -97,9 +97,7 @@ def test_grey_palette_alpha_cmyk(rgb):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation):
     """The corner that a viewer shows at the top left is white, whichever corner of the file it is."""
-    corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[
-        orientation
-    ]
+    corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[8 * corner[0] :, 16 * corner[1] :][:8, :16] = 255
     exif = Image.Exif()

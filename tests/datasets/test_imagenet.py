@@ -72,9 +72,7 @@ def test_a_word_of_one_name_only_finds_its_class() -> None:
 
 
 def test_an_ambiguous_name_lists_the_classes() -> None:
-    with pytest.raises(
-        ValueError, match=r"'crane' could be any of 134: crane, .*; 517: crane, .*; give the number"
-    ):
+    with pytest.raises(ValueError, match=r"'crane' could be any of 134: crane, .*; 517: crane, .*; give the number"):
         find_class("crane", IMAGENET)
 
 

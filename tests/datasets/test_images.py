@@ -132,9 +132,7 @@ def test_images_too_small_when_resizing_is_off_are_named_together(folder, make):
     assert open_images(folder, size=32)[2]["image"].shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    "options", [{"size": 0}, {"size": 8, "crop": "left"}, {"size": 8, "resize_ratio": 0.5}]
-)
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": 8, "crop": "left"}, {"size": 8, "resize_ratio": 0.5}])
 def test_impossible_settings(folder, options):
     with pytest.raises(ValueError, match="must be"):
         open_images(folder, **options)
@@ -156,9 +154,7 @@ def test_labels_can_be_required_or_ignored(tmp_path, folder, make):
 def test_jpeg_of_a_shard_is_decoded_once(tmp_path, make, monkeypatch):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
-    dataset = open_images(
-        make.tar(tmp_path / "s.tar", {"a.jpg": buffer.getvalue()}), size=8, resize_ratio=1.0
-    )
+    dataset = open_images(make.tar(tmp_path / "s.tar", {"a.jpg": buffer.getvalue()}), size=8, resize_ratio=1.0)
     before = dataset[0]
     monkeypatch.setattr(images, "decode", lambda data: pytest.fail("decoded twice"))
     assert same(dataset[0], before)

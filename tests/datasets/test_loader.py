@@ -18,9 +18,7 @@ def dataset(tmp_path, make):
 
 
 def as_lists(batches):
-    return [
-        {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches
-    ]
+    return [{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
 def test_workers_change_nothing_and_the_state_is_of_what_was_given(dataset):
@@ -45,9 +43,7 @@ def test_a_dataset_without_fetch_is_collated(dataset):
             return dataset[key]
 
     sampler = EpochSampler(10, batch_size=4, seed=2)
-    assert as_lists(islice(make_loader(Plain(), sampler), 4)) == as_lists(
-        islice(make_loader(dataset, sampler), 4)
-    )
+    assert as_lists(islice(make_loader(Plain(), sampler), 4)) == as_lists(islice(make_loader(dataset, sampler), 4))
 
 
 def test_pinning_without_a_device_is_no_error(dataset):

@@ -27,9 +27,7 @@ def test_the_order_of_each_epoch_is_the_official_one():
 
 def test_a_table_of_the_official_order():
     """Two epochs of 7 samples, 2 ranks of 2: written out, so that no PyTorch can change it unseen."""
-    found = [
-        [[i for _, i in batch] for batch in batches(4, 7, batch_size=2, rank=r, world_size=2)] for r in (0, 1)
-    ]
+    found = [[[i for _, i in batch] for batch in batches(4, 7, batch_size=2, rank=r, world_size=2)] for r in (0, 1)]
     assert found == [[[4, 0], [5, 3], [0, 6], [1, 3]], [[2, 6], [1, 4], [5, 2], [4, 0]]]
 
 

@@ -167,9 +167,7 @@ def test_names_that_would_escape_are_only_names(tmp_path, make, small_memory, ca
         dataset = open_images(make.tar(tmp_path / "in" / name, files), size=8)
         assert [dataset[i]["name"] for i in range(4)] == ["evil", "etc/abs", "a/b", "c"]
     new = set(tmp_path.parent.rglob("*")) - before
-    assert {path.name for path in new} <= {"in", "a.tar", "a.tar.gz"} | {
-        path.name for path in cache.iterdir()
-    }
+    assert {path.name for path in new} <= {"in", "a.tar", "a.tar.gz"} | {path.name for path in cache.iterdir()}
 
 
 @pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -212,9 +210,7 @@ def test_parquet_of_hugging_face(tmp_path, make):
 
 
 def test_parquet_with_plain_bytes_text_labels_and_a_hole(tmp_path, make, small_memory):
-    path = parquet(
-        tmp_path / "a.parquet", [make.image(1), None, make.image(2)], list("bab"), label="cls", image="jpg"
-    )
+    path = parquet(tmp_path / "a.parquet", [make.image(1), None, make.image(2)], list("bab"), label="cls", image="jpg")
     for _ in range(2):  # unpacked, then found in the cache
         dataset = open_images(path, size=8)
         assert dataset.classes == ("a", "b")

@@ -41,9 +41,11 @@ def check(dataset, count):
 def test_round_trip(tmp_path):
     dataset = write(tmp_path / "t")
     check(dataset, 25)
-    assert [
-        shard["samples"] for shard in json.loads((tmp_path / "t" / "index.json").read_bytes())["shards"]
-    ] == [10, 10, 5]
+    assert [shard["samples"] for shard in json.loads((tmp_path / "t" / "index.json").read_bytes())["shards"]] == [
+        10,
+        10,
+        5,
+    ]
     sample = dataset[(7, 12)]
     assert sample["tokens"].dtype == torch.int64
     assert sample["tokens"].tolist() == rows(12, 1)[0][0].tolist()
@@ -79,9 +81,7 @@ def test_views_are_drawn_by_seed_epoch_and_place(tmp_path):
             )
     dataset = open_tokens(tmp_path, seed=1)
     assert len(dataset) == 10
-    drawn = np.stack(
-        [dataset.fetch([(epoch, i) for i in range(10)])["tokens"][:, 0] % 10 for epoch in range(60)]
-    )
+    drawn = np.stack([dataset.fetch([(epoch, i) for i in range(10)])["tokens"][:, 0] % 10 for epoch in range(60)])
     assert (np.bincount(drawn.ravel(), minlength=3) > 150).all()
     again = [dataset[(5, i)]["tokens"][0] % 10 for i in reversed(range(10))]
     assert again[::-1] == drawn[5].tolist()
@@ -168,9 +168,7 @@ def test_truncated_missing_and_flipped_shards_are_named(tmp_path):
     whole = second.read_bytes()
     second.write_bytes(whole[:-10])
     moved = third.rename(tmp_path / "away")
-    with pytest.raises(
-        TokenShardError, match=r"00001\.safetensors has .* instead of .*00002\.safetensors is missing"
-    ):
+    with pytest.raises(TokenShardError, match=r"00001\.safetensors has .* instead of .*00002\.safetensors is missing"):
         open_tokens(tmp_path)
     moved.rename(third)
     flipped = bytearray(whole)
@@ -224,9 +222,7 @@ def test_what_cannot_be_written(tmp_path, tokens, labels, indices, message):
         writer.write(tokens, labels, indices)
 
 
-@pytest.mark.parametrize(
-    "metadata", [{}, {"vocabulary": "many"}, {"vocabulary": 0}, {"vocabulary": 2, "x": {1, 2}}]
-)
+@pytest.mark.parametrize("metadata", [{}, {"vocabulary": "many"}, {"vocabulary": 0}, {"vocabulary": 2, "x": {1, 2}}])
 def test_metadata_must_say_the_vocabulary_in_json(tmp_path, metadata):
     with pytest.raises(ValueError, match=r"vocabulary|JSON"):
         TokenWriter(tmp_path, metadata=metadata)

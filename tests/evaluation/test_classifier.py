@@ -41,9 +41,7 @@ def test_extract_streams_batches_in_order(network_file: Path) -> None:
         (torch.full((2, 3, 12, 12), torch.nan), "values from nan"),
     ],
 )
-def test_images_of_another_layout_or_range_are_refused(
-    network_file: Path, images: Tensor, message: str
-) -> None:
+def test_images_of_another_layout_or_range_are_refused(network_file: Path, images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_classifier(network_file)(images)
 

@@ -49,9 +49,7 @@ def test_frechet_distance_equals_torchmetrics() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1)
 
-    metric = FrechetInceptionDistance(feature=Flat(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(
-        torch.float64
-    )
+    metric = FrechetInceptionDistance(feature=Flat(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
     a = torch.rand(60, 3, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     b = a.flip(0)[:50] ** 1.3
     metric.update(a, real=True)
@@ -63,9 +61,7 @@ def test_frechet_distance_with_fewer_samples_than_dimensions_is_exact() -> None:
     # Sets in orthogonal subspaces: the cross term is zero, so the distance is the sum of the traces.
     a, b = np.zeros((5, 20)), np.zeros((6, 20))
     a[:, :3], b[:, 10:14] = features(5, 3, 0), features(6, 4, 1)
-    expected = (
-        np.square(a.mean(0) - b.mean(0)).sum() + a.var(axis=0, ddof=1).sum() + b.var(axis=0, ddof=1).sum()
-    )
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + a.var(axis=0, ddof=1).sum() + b.var(axis=0, ddof=1).sum()
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
     few = features(5, 64, 2)
     assert frechet_distance(few, few) < 1e-8 * np.trace(np.cov(few, rowvar=False))

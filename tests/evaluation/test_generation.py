@@ -66,16 +66,12 @@ def test_shares_and_distances_are_those_of_the_whole_sets(
     assert report.frechet_real_same_count.samples == 60
 
 
-def test_reports_say_what_they_hold(
-    network_file: Path, coloured: Callable[..., Tensor], real: Labelled
-) -> None:
+def test_reports_say_what_they_hold(network_file: Path, coloured: Callable[..., Tensor], real: Labelled) -> None:
     real_images, _ = real
     classifier = load_classifier(network_file)
     names = ["red", "green", "blue"]
     few = torch.arange(6) % 3
-    report = evaluate_class_conditional(
-        [(coloured(few, 1), few)], batches(real_images), classifier, class_names=names
-    )
+    report = evaluate_class_conditional([(coloured(few, 1), few)], batches(real_images), classifier, class_names=names)
     assert report.reconstructions is None
     assert report.real.classified is None
     assert len(report.notes) == 1
@@ -147,14 +143,10 @@ def test_what_cannot_be_measured_is_refused(
         evaluate_class_conditional([(images, real_labels[:8])], [real_images], classifier)
     with pytest.raises(ValueError, match="0 real images were given"):
         evaluate_class_conditional([(images, real_labels[:9])], [], classifier)
-    with pytest.raises(
-        ValueError, match="3 generated images were given; the figures with k = 3 take at least 4"
-    ):
+    with pytest.raises(ValueError, match="3 generated images were given; the figures with k = 3 take at least 4"):
         evaluate_class_conditional([(images[:3], real_labels[:3])], [real_images], classifier)
     with pytest.raises(ValueError, match="2 class names"):
-        evaluate_class_conditional(
-            [(images, real_labels[:9])], [real_images], classifier, class_names=["a", "b"]
-        )
+        evaluate_class_conditional([(images, real_labels[:9])], [real_images], classifier, class_names=["a", "b"])
     with pytest.raises(ValueError, match="0 images per class"):
         evaluate_generator(lambda labels, seeds: images, [real_images], classifier, classes=3, per_class=0)
 

@@ -20,9 +20,7 @@ def test_psnr_and_ssim_equal_scikit_image() -> None:
     a, b = pairs(3)
     for index in range(3):
         x, y = a[index].permute(1, 2, 0).double().numpy(), b[index].permute(1, 2, 0).double().numpy()
-        assert float(psnr(a, b)[index]) == pytest.approx(
-            peak_signal_noise_ratio(x, y, data_range=1), abs=1e-4
-        )
+        assert float(psnr(a, b)[index]) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), abs=1e-4)
         expected = structural_similarity(
             x, y, data_range=1, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
@@ -69,9 +67,7 @@ def test_pairs_that_do_not_fit_are_refused() -> None:
 
 def test_codebook_usage_per_scale() -> None:
     usage = CodebookUsage(codebook_size=8, scales=3)
-    usage.update(
-        [torch.tensor([[3], [3]]), torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), torch.zeros(2, 9).long()]
-    )
+    usage.update([torch.tensor([[3], [3]]), torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), torch.zeros(2, 9).long()])
     usage.update([torch.tensor([[5]]), torch.tensor([[0, 1, 2, 3]]), torch.zeros(1, 3, 3).long()])
     coarse, middle, fine = usage.per_scale()
     assert (coarse.tokens, coarse.used) == (3, 2 / 8)

@@ -61,9 +61,7 @@ class TestSeededWeights:
             "aliases": [["again", "b"]],
         }
         given = np.array([5, 6], np.float32)
-        weights = read_case(write(tmp_path / "c.npz", weights={"m": recipe}, **{"w/m/given": given})).weights(
-            "m"
-        )
+        weights = read_case(write(tmp_path / "c.npz", weights={"m": recipe}, **{"w/m/given": given})).weights("m")
         assert list(weights) == ["a.weight", "b", "given", "again"]
         np.testing.assert_allclose(
             weights["a.weight"], (seeded_weight("part.a.weight", (2, 2)) * 2 + 1) * 10, rtol=1e-6
@@ -116,9 +114,7 @@ class TestCompare:
 
         expected = np.array([0.5, 1.0], np.float32)
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            assert compare(
-                "x", torch.tensor([0.5, 1.0], dtype=dtype, requires_grad=True), expected, 0, 0, None
-            ).passed
+            assert compare("x", torch.tensor([0.5, 1.0], dtype=dtype, requires_grad=True), expected, 0, 0, None).passed
 
 
 class TestCut:

@@ -29,12 +29,8 @@ def test_a_passing_case(capsys):
 
 
 def test_help_needs_no_heavy_package():
-    code = (
-        "import sys, nextscale.parity.__main__ as m; m._parser().format_help(); print('torch' in sys.modules)"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-    )
+    code = "import sys, nextscale.parity.__main__ as m; m._parser().format_help(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_one_altered_value_fails(capsys, changed):

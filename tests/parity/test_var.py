@@ -94,13 +94,9 @@ def test_unknown_values_fail(operation, changed):
     assert all(f"config.{part}.nosuch" in problem for part in parts)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("cfg", 2.0), ("top_k", 3), ("seed", 1), ("more_smooth", True)]
-)
+@pytest.mark.parametrize(("option", "value"), [("cfg", 2.0), ("top_k", 3), ("seed", 1), ("more_smooth", True)])
 def test_options_come_from_the_case(changed, option, value):
-    result = replay(
-        changed("var_sample_seeded", lambda meta, arrays: meta["options"].update({option: value}))
-    )
+    result = replay(changed("var_sample_seeded", lambda meta, arrays: meta["options"].update({option: value})))
     assert not result.passed and not result.problems
 
 
