@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,17 @@ class Means:
 
 
 class RunLog:
-    """``log.jsonl`` and TensorBoard events; rows after the step a run resumes from are dropped."""
+    """``log.jsonl`` and TensorBoard events; rows after the step a run resumes from are dropped.
+
+    Attributes:
+        skipped: names of the samples that could not be read, also listed in ``skipped.txt``.
+    """
 
     def __init__(self, folder: Path, step: int, enabled: bool) -> None:
         self._path = folder / "log.jsonl" if enabled else None
+        self._skipped_path = folder / "skipped.txt"
+        known = self._skipped_path.read_text(encoding="utf-8").splitlines() if self._skipped_path.exists() else []
+        self.skipped = set(known)
         if self._path is None:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -54,6 +61,15 @@ class RunLog:
         kept = [row for row in rows if _step_of(row) <= step]
         write_text("".join(row + "\n" for row in kept), self._path)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def skip(self, names: Iterable[str]) -> None:
+        """Remember samples that could not be read."""
+        for name in names:
+            if name not in self.skipped:
+                self.skipped.add(name)
+                if self._path is not None:
+                    with self._skipped_path.open("a", encoding="utf-8") as file:
+                        file.write(name.replace("\n", " ") + "\n")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._path is None:

@@ -160,7 +160,8 @@ class Trainer:
         config: how.
         task: what.
         batches: gives the endless stream of micro-batches of one process from a micro-batch number on:
-            ``batches(start, micro_batch_size)``; the same number always gives the same batch.
+            ``batches(start, micro_batch_size)``; the same number always gives the same batch. A batch may name
+            under ``skipped`` the samples that could not be read: they are counted and listed in the output folder.
         samples_per_epoch: size of the data.
     """
 
@@ -314,7 +315,10 @@ class Trainer:
         logged = self.step
         with InterruptGuard() as interrupt:
             while self.step < self.steps:
-                self._train_step([next(batches) for _ in range(self.config.accumulation)], sums)
+                micro_batches = [next(batches) for _ in range(self.config.accumulation)]
+                for batch in micro_batches:
+                    log.skip(batch.pop("skipped", ()))
+                self._train_step(micro_batches, sums)
                 self.step += 1
                 stop = interrupt.caught is not None  # looked at once: a later signal waits for the next step
                 save = stop or self._due(self.config.save_every)
@@ -333,6 +337,8 @@ class Trainer:
                     self.seconds += elapsed
                     latest["samples_per_second"] = (self.step - logged) * self.config.batch_size / elapsed
                     logged = self.step
+                    if log.skipped:
+                        latest["skipped"] = float(len(log.skipped))
                     log.write(self.step, {**latest, "seconds": self.seconds})
                 if self.hooks.progress is not None:
                     self.hooks.progress(self.step, self.steps, latest)

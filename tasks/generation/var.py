@@ -20,7 +20,7 @@ from nextscale.core.cache import KeyValueCache
 from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, save_folder
 from nextscale.core.config import from_json, to_json
 from nextscale.core.heads import CategoricalEmitter, CategoricalHead
-from nextscale.core.random import Draws, ImageDraws
+from nextscale.core.random import BatchDraws, Draws, ImageDraws
 from nextscale.core.sampling import Control, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
@@ -196,6 +196,7 @@ class VAR(nn.Module):
         temperature: float | Sequence[float] = 1.0,
         smooth: bool = False,
         batch_size: int = 16,
+        official_draws: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Float[Tensor, "n 3 height width"]:
         """Images in [0, 1], on the CPU.
@@ -208,7 +209,9 @@ class VAR(nn.Module):
                 seed per image.
             guidance, top_k, top_p, temperature, smooth: see :func:`nextscale.core.sampling.classifier_free` and
                 :class:`nextscale.core.heads.CategoricalEmitter`. The defaults are those of the official figures.
-            batch_size: images computed at once; only memory and speed depend on it.
+            batch_size: images computed at once; only memory and speed depend on it, without ``official_draws``.
+            official_draws: consume one generator per batch in the official code's order, seeded with the batch's
+                first seed: the same pictures as the official code draws from that seed with the same batch.
             progress: called with (scales done, scales in all) over all batches.
 
         Raises:
@@ -217,17 +220,26 @@ class VAR(nn.Module):
         emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
         seeds = image_seeds(seed, n)
         images, scales = [], len(self.config.schedule)
+        labels = self.labels(condition, n)
         for start in range(0, n, batch_size):
-            draws = ImageDraws(seeds[start : start + batch_size])
-            labels = self.labels(condition, n)
             chosen = labels[start : start + batch_size]
-            drawn = draws.integers(self.config.classes, len(chosen))
-            chosen = torch.where(chosen < 0, drawn, chosen).to(self.device)
+            draws = self.draws(seeds[start : start + batch_size], official_draws)
+            # The official code touches its generator only where classes are random; an image's own generator is
+            # touched always, so that its picture does not depend on how its neighbours' classes were given.
+            if not official_draws or bool((chosen < 0).any()):
+                chosen = torch.where(chosen < 0, draws.integers(self.config.classes, len(chosen)).cpu(), chosen)
+            chosen = chosen.to(self.device)
             for step in self.steps(chosen, draws=draws, emitter=emitter, guidance=guidance):
                 if progress is not None:
                     progress(start // batch_size * scales + step.index + 1, -(-n // batch_size) * scales)
             images.append(self.tokenizer.decode_features(step.total).cpu())
         return (torch.cat(images) + 1) / 2
+
+    def draws(self, seeds: Sequence[int], official: bool = False) -> Draws:
+        """Randomness for a batch: a generator per image, or one on the model's device in the official order."""
+        if official:
+            return BatchDraws(torch.Generator(self.device).manual_seed(seeds[0]))
+        return ImageDraws(seeds)
 
     def labels(self, condition: Condition, n: int) -> Int[Tensor, " n"]:
         """Class numbers of ``n`` images; -1 where the class is to be drawn.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ class TokenizerRecipe:
     Attributes:
         scales: sides of the token maps, coarse to fine; the last times the autoencoder's stride is the image size.
         init: tokenizer to start from (a file or folder); its sizes then replace ``autoencoder`` and ``quantizer``.
+        decoder_only: train what follows the codes; tokens stay as they are, and so do the transformers
+            trained on them. With ``init``.
     """
 
     data: ImageData
@@ -32,6 +34,7 @@ class TokenizerRecipe:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     init: str | None = None
+    decoder_only: bool = False
 
     def build(self) -> ResidualVQ:
         """The tokenizer to train: new, or from ``init``.
@@ -42,9 +45,7 @@ class TokenizerRecipe:
         schedule = ScaleSchedule.parse(self.scales)
         if self.init is not None:
             tokenizer = ResidualVQ.load(self.init)
-            tokenizer.config = ResidualVQConfig(
-                tokenizer.config.autoencoder, tokenizer.config.quantizer, schedule, tokenizer.config.quant_conv_kernel
-            )
+            tokenizer.config = replace(tokenizer.config, schedule=schedule)
         else:
             tokenizer = ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
         if tokenizer.image_size() != (self.data.size, self.data.size):
@@ -53,6 +54,11 @@ class TokenizerRecipe:
                 f"{tokenizer.image_size()[0]} pixels, the data has {self.data.size}: the last scale must be "
                 f"{self.data.size / tokenizer.stride:g}"
             )
+        if self.decoder_only:
+            if self.init is None:
+                raise ValueError("decoder_only keeps the codes of a trained tokenizer: give init")
+            for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantizer):
+                part.requires_grad_(False)
         for parameter in tokenizer.parameters():
             if parameter.ndim == 4:  # convolutions are fastest channels-last
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

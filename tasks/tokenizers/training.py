@@ -32,6 +32,8 @@ class TokenizerLossConfig:
         adversarial: of the hinge term of a patch discriminator, balanced against the reconstruction by the
             ratio of their gradients at the decoder's last layer (Esser et al. 2021); 0: no discriminator.
         adversarial_start: step from which the discriminator takes part.
+        discriminator_channels, discriminator_levels: its width, and its strided convolutions after the first:
+            3 for 256 pixels, fewer for small images.
         dead_after: a code that no cell has used for about so many steps is moved onto what is badly explained.
     """
 
@@ -43,6 +45,8 @@ class TokenizerLossConfig:
     lpips_weights: str | None = None
     adversarial: float = 0.0
     adversarial_start: int = 10_000
+    discriminator_channels: int = 64
+    discriminator_levels: int = 3
     dead_after: int = 200
 
 
@@ -72,7 +76,8 @@ class TokenizerTraining(TrainingTask):
     def __init__(self, tokenizer: ResidualVQ, config: TokenizerLossConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.phases = {"tokenizer": tokenizer}
-        self.discriminator = PatchDiscriminator() if config.adversarial else None
+        patches = (config.discriminator_channels, config.discriminator_levels)
+        self.discriminator = PatchDiscriminator(*patches) if config.adversarial else None
         if self.discriminator is not None:
             side = min(tokenizer.image_size())
             if side < self.discriminator.smallest_side:
@@ -148,7 +153,8 @@ class TokenizerTraining(TrainingTask):
         else:
             metrics = {}
         interval = max(self.config.dead_after // 4, 1)
-        if step % interval == 0 and self._rests is not None:
+        trained = self.tokenizer.quantizer.codebook.weight.requires_grad
+        if trained and step % interval == 0 and self._rests is not None:
             metrics["usage/revived"] = float(self._revive())
         return metrics
 
