@@ -152,6 +152,18 @@ class VAR(nn.Module):
         x = self.transformer(x, self.transformer.modulate(condition), schedule.segments)
         return self.head(x, self.head.modulate(condition))
 
+    def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Any]]:
+        """The next-scale cross-entropy of a batch, and what to log.
+
+        Args:
+            batch: ``label`` (batch,), and ``tokens`` (batch, length) or ``image`` (batch, 3, height, width) in
+                [-1, 1]; ``uniform`` (batch,) in [0, 1) decides which labels are dropped, drawn where it is missing.
+        """
+        from nextscale.tasks.generation.var_training import VARTraining
+
+        batch = {"uniform": torch.rand(len(batch["label"]), device=self.device), **batch}
+        return VARTraining(self).loss(SYSTEM, self, batch, step=0)
+
     # --- sampling ----------------------------------------------------------------------------------------
 
     def start(self, conditions: Int[Tensor, " rows"], schedule: ScaleSchedule) -> VARSession:
