@@ -105,8 +105,10 @@ class SelfAttention(nn.Module):
     def project(self, x: Float[Tensor, "batch positions width"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (batch, positions, heads, head size), normalised as configured."""
         bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.unbind(2)
+        # One product with its bias, unless an adapter wraps the layer, which then computes more than its weight tells.
+        plain = type(self.qkv) is nn.Linear
+        qkv = F.linear(x, self.qkv.weight, bias) if plain else self.qkv(x) + bias
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
         if self.log_scale is not None:
             scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
             q, k = _to_length(q, scale), _to_length(k, torch.ones_like(scale))
