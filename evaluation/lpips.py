@@ -30,7 +30,8 @@ NORM_EPS = 1e-10
 class LPIPS(nn.Module):
     """Sum over five stages of VGG16 of weighted squared differences of unit-length features (equation 1).
 
-    Frozen: gradients reach the images, not the weights. It moves itself to the images' device.
+    Made by :meth:`from_files`. Frozen: gradients reach the images, not the weights. It moves itself to the
+    images' device.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,8 @@ class LPIPS(nn.Module):
         widths = (3, *WIDTHS)
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                nn.Conv2d(widths[stage + (i > 0)], widths[stage + 1], 3, padding=1) for i in range(len(places))
+                nn.utils.skip_init(nn.Conv2d, widths[stage + (i > 0)], widths[stage + 1], 3, padding=1)
+                for i in range(len(places))
             )
             for stage, places in enumerate(CONVOLUTIONS)
         )

@@ -144,7 +144,7 @@ class VARRecipe:
             made_with, own = dataset.metadata.get("tokenizer"), fingerprint(tokenizer)
             if dataset.metadata.get("schedule") != str(schedule) or made_with != own:
                 raise ValueError(
-                    f"the tokens in {self.tokens} were made with scales '{dataset.metadata.get('schedule')}' and "
+                    f"the tokens in {dataset.folder} were made with scales '{dataset.metadata.get('schedule')}' and "
                     f"tokenizer {made_with}, the model has '{schedule}' and {own}: make them again"
                 )
         elif tokenizer.image_size(schedule) != (dataset.size, dataset.size):
@@ -167,6 +167,13 @@ class VARRecipe:
             total=plan.total,
         )
         held_out = self._held_out()
+        if held_out is not None:
+            self._check(model, held_out)
+            if None not in (held_out.classes, dataset.classes) and held_out.classes != dataset.classes:
+                raise ValueError(
+                    f"the held-out data has the classes {', '.join(held_out.classes[:5])} …, the training data "
+                    f"{', '.join(dataset.classes[:5])} …: numbers would stand for other classes; give both the same"
+                )
         if held_out is not None and hooks.validate is None:
             hooks.validate = lambda step: validate(task, held_out)
         return trainer(self.training, task, dataset, hooks)

@@ -42,6 +42,11 @@ def files(
     return folder / "vgg.pth", folder / "lpips.safetensors"
 
 
+@pytest.fixture(scope="module")
+def model(files: tuple[Path, Path]) -> LPIPS:
+    return LPIPS.from_files(*files)
+
+
 def by_hand(trunk: dict[str, Tensor], linear: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     x = (torch.cat((a, b)) - shift[:, None, None]) / scale[:, None, None]
@@ -59,10 +64,7 @@ def by_hand(trunk: dict[str, Tensor], linear: dict[str, Tensor], a: Tensor, b: T
     return total
 
 
-def test_formula_and_invariances(
-    files: tuple[Path, Path], weights: tuple[dict[str, Tensor], dict[str, Tensor]]
-) -> None:
-    model = LPIPS.from_files(*files)
+def test_formula_and_invariances(model: LPIPS, weights: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     a, b = torch.rand(2, 3, 16, 24) * 2 - 1, torch.rand(2, 3, 16, 24) * 2 - 1
     a.requires_grad_()
     distance = model.distance(a, b)
@@ -79,7 +81,7 @@ def test_formula_and_invariances(
     assert (near < distance).all() and (near > 0).all()
 
 
-def test_errors(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_errors(model: LPIPS, files: tuple[Path, Path], tmp_path: Path) -> None:
     vgg, linear = files
     with pytest.raises(ValueError, match=r"lin0\.model\.1\.weight is missing, expected \(1, 64, 1, 1\)"):
         LPIPS.from_files(vgg, vgg)
@@ -91,7 +93,6 @@ def test_errors(files: tuple[Path, Path], tmp_path: Path) -> None:
         LPIPS.from_files(tmp_path / "bad.pth", linear)
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
         LPIPS.from_files(tmp_path / "none.pth", linear)
-    model = LPIPS.from_files(*files)
     with pytest.raises(ValueError, match=r"at least 16 pixels"):
         model(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="expected two of the same shape"):
