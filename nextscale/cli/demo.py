@@ -1,0 +1,29 @@
+"""``nextscale demo``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: Any) -> None:
+    from nextscale.cli.parsing import add_loading
+
+    parser.add_argument("--out", type=str, default="out", help="folder; the page of an earlier demo there is made anew")
+    parser.add_argument("--model", type=str, default="var-cifar10", help="name, file or folder")
+    add_loading(parser)
+
+
+def run(arguments: Any) -> None:
+    import nextscale
+    from nextscale.cli.console import say
+
+    model = nextscale.load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
+    )
+    if not hasattr(model, "steps"):
+        raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
+    from nextscale.demo import make_demo
+
+    page = make_demo(model, Path(arguments.out), arguments.model, say)
+    say(f"the page and its pictures: {page.resolve()}")

@@ -1,0 +1,138 @@
+"""``nextscale generate``"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+SHEET_LIMIT, STRIP_LIMIT, ANIMATION_LIMIT = 400, 8, 16
+"""Pictures on a contact sheet, rows of the strip of scales, and pictures in the animation, at most."""
+
+
+def add_arguments(parser: Any) -> None:
+    from nextscale.cli.parsing import add_drawing, add_loading
+
+    parser.add_argument("model", type=str, help="name, file or folder; `nextscale list` shows names")
+    parser.add_argument(
+        "--classes",
+        "--condition",
+        nargs="+",
+        type=str,
+        default=None,
+        help="numbers, names, ranges such as 0-9, none or random; repeated to --num images; drawn, unless named",
+    )
+    parser.add_argument(
+        "--num", type=int | None, default=None, help="number of images; one per class, or 8, unless given"
+    )
+    add_drawing(parser, guidance=1.5, top_p=0.96)
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=str, default="out/images", help="folder; what is there is kept")
+    group.add_argument("--sheet", type=bool, default=True, help="all pictures on one, with captions: sheet.png")
+    group.add_argument(
+        "--animate",
+        action="store_true",
+        help="how the pictures form, coarse to fine: forming.webp and forming.png",
+    )
+    group.add_argument("--tokens", action="store_true", help="the drawn tokens: tokens.npz")
+    add_loading(parser)
+
+
+def run(arguments: Any) -> None:
+    from nextscale.cli.console import progress, say
+    from nextscale.cli.parsing import drawing_options, parse_classes
+    from nextscale.cli.records import write_record
+
+    options = drawing_options(arguments)
+    if arguments.num is not None and arguments.num < 1:
+        raise ValueError(f"--num is {arguments.num}; expected 1 or more")
+    import nextscale
+
+    model = nextscale.load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
+    )
+    if not hasattr(model, "generate"):
+        raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
+    classes = parse_classes(arguments.classes, model.config.classes)
+    number = arguments.num or (len(classes) if classes else 8)
+    out = Path(arguments.out)
+    with progress("drawing", "scales") as report:
+        files, shown = _draw(model, classes, number, arguments, options, out, report)
+    files |= {"images": [path.name for path in files["images"]]}
+    record = write_record(
+        out / "generate.json",
+        {"model": arguments.model, "classes": classes, "num": number, "seed": arguments.seed, **options}
+        | {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")},
+        {**files, "labels": shown["labels"], "seeds": shown["seeds"]},
+    )
+    first, last = files["images"][0], files["images"][-1]
+    say(f"{number} image{'s' if number > 1 else ''} in {out}: {first}{f' to {last}' if number > 1 else ''}")
+    extra = [files[name] for name in ("sheet", "animation", "strip", "tokens") if name in files]
+    say(f"also there: {', '.join([*extra, record.name])}")
+
+
+def _draw(
+    model: Any, classes: Any, number: int, arguments: Any, options: dict[str, Any], out: Path, report: Any
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Draw and write; returns the files' names and what each image shows."""
+    import torch
+
+    from nextscale.drawing import class_name, draw
+    from nextscale.pictures import animate, comparison_sheet, contact_sheet, save_png, save_pngs
+
+    labels: list[int] = []
+    seeds: list[int] = []
+    paths: list[Path] = []
+    kept, tokens, forming = [], [], []
+    few = ANIMATION_LIMIT if arguments.animate else 0
+    for drawn in draw(model, classes, number, arguments.seed, **options, forming=few, progress=report):
+        paths += save_pngs(drawn.images, out)
+        labels, seeds = labels + drawn.labels, seeds + drawn.seeds
+        if arguments.sheet and len(labels) - len(drawn.labels) < SHEET_LIMIT:
+            kept.append(drawn.images)
+        if arguments.tokens:
+            tokens.append(drawn.tokens)
+        if drawn.forming is not None:
+            forming.append(drawn.forming)
+    files: dict[str, Any] = {"images": paths}
+    scale = max(1, 128 // model.tokenizer.image_size(model.config.schedule)[1])
+    captions = [f"{class_name(model, label)}, seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
+    if kept:
+        pictures = torch.cat(kept)[:SHEET_LIMIT]
+        if len(pictures) < number:
+            print(f"note: the sheet shows the first {len(pictures)} of {number} images", file=sys.stderr)
+        sheet = contact_sheet(pictures, labels=captions[: len(pictures)], scale=scale)
+        files["sheet"] = save_png(sheet, out / "sheet.png").name
+    if forming:
+        stages = torch.cat(forming, dim=1)
+        count = stages.shape[1]
+        frames = [contact_sheet(stage, labels=captions[:count], scale=scale) for stage in stages]
+        files["animation"] = animate(frames, out / "forming.webp").name
+        rows = [(captions[i], list(stages[:, i])) for i in range(min(count, STRIP_LIMIT))]
+        headings = [f"{s.height} x {s.width}" for s in model.config.schedule.scales]
+        strip = comparison_sheet(rows, headings, scale=max(1, scale // 2))
+        files["strip"] = save_png(strip, out / "forming.png").name
+    if tokens:
+        files["tokens"] = _save_tokens(model, torch.cat(tokens), labels, seeds, out / "tokens.npz").name
+    return files, {"labels": labels, "seeds": seeds}
+
+
+def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], path: Path) -> Path:
+    """``tokens`` (images, length), all scales in one sequence; ``scales`` (scales, 2), heights and widths."""
+    import io
+
+    import numpy as np
+
+    from nextscale.pictures import write_file
+
+    buffer = io.BytesIO()
+    scales = [scale.grid for scale in model.config.schedule.scales]
+    kind = np.uint16 if model.config.vocabulary <= 65536 else np.int32
+    np.savez_compressed(
+        buffer,
+        tokens=tokens.numpy().astype(kind),
+        labels=np.array(labels),
+        seeds=np.array(seeds),
+        scales=np.array(scales),
+    )
+    return write_file(path, buffer.getvalue())

@@ -1,0 +1,127 @@
+"""Reading arguments: parsers, the options that commands share, and lists of classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+def new_parser(name: str, description: str) -> ArgumentParser:
+    """A parser that raises ValueError instead of ending the process."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=name, description=description, exit_on_error=False, default_env=False)
+
+
+def read(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """The arguments.
+
+    Raises:
+        ValueError: they are not understood; the message says which and names the command's help.
+    """
+    from jsonargparse import ArgumentError
+
+    argv = list(argv)
+    if argv[:1] == ["train"]:
+        # Its options are named after the fields of configurations, which have underscores.
+        argv = [re.sub(r"^--[^=]*", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv]
+    try:
+        return parser.parse_args(argv)
+    except ArgumentError as error:
+        from nextscale.cli import COMMANDS
+
+        words = [word for word in argv[:1] if word in COMMANDS]
+        if words == ["train"]:
+            words += [word for word in argv[1:2] if not word.startswith("-")]
+        text = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
+        raise ValueError(f"{text}. See `{' '.join(['nextscale', *words])} --help`") from None
+
+
+def add_loading(parser: ArgumentParser, tokenizer: bool = True) -> None:
+    """Options that go to :func:`nextscale.load`."""
+    group = parser.add_argument_group("loading")
+    group.add_argument(
+        "--device", type=str | None, default=None, help="cuda, mps or cpu; whichever is there, unless named"
+    )
+    group.add_argument(
+        "--dtype",
+        type=str | None,
+        default=None,
+        help="of the weights: float32, bfloat16 or float16; as stored, unless named",
+    )
+    if tokenizer:
+        group.add_argument(
+            "--tokenizer",
+            type=str | None,
+            default=None,
+            help="file, folder or name, for an official transformer file whose tokenizer is not beside it",
+        )
+
+
+def add_drawing(parser: ArgumentParser, *, guidance: float, top_p: float) -> None:
+    """Options of sampling; the defaults are the published ones of the command's use."""
+    group = parser.add_argument_group("drawing")
+    group.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i, alone or in any batch")
+    group.add_argument(
+        "--guidance",
+        type=float,
+        default=guidance,
+        help="strength at the last scale; more keeps closer to the class",
+    )
+    group.add_argument("--top-k", type=int, default=900, help="draw among so many likeliest codes; 0: all")
+    group.add_argument("--top-p", type=float, default=top_p, help="draw among codes of this total probability; 0: all")
+    group.add_argument("--temperature", type=float, default=1.0, help="below 1: likelier codes; above 1: wilder ones")
+    group.add_argument(
+        "--smooth", action="store_true", help="mix codes: softer pictures, for looking at, not for measuring"
+    )
+    group.add_argument(
+        "--batch-size", type=int, default=16, help="images drawn at once: memory and speed, nothing else"
+    )
+
+
+def drawing_options(arguments: Any) -> dict[str, Any]:
+    """What :func:`add_drawing` has read, checked.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    for name, low, high in (("top_k", 0, None), ("top_p", 0, 1), ("batch_size", 1, None), ("seed", 0, None)):
+        value = arguments[name]
+        if value < low or (high is not None and value > high):
+            limits = f"{low} to {high}" if high is not None else f"{low} or more"
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {limits}")
+    if arguments.temperature <= 0:
+        raise ValueError(f"--temperature is {arguments.temperature}; expected more than 0")
+    return {name: arguments[name] for name in ("guidance", "top_k", "top_p", "temperature", "smooth", "batch_size")}
+
+
+def parse_classes(words: Sequence[str] | None, no_class: int) -> list[int | str | None] | None:
+    """Classes as they are typed: numbers, names, ranges such as 0-9, ``random`` and ``none``, also with commas.
+
+    Args:
+        no_class: the number that stands for no class.
+
+    Returns:
+        Numbers and names; None for a class to be drawn. None where nothing was typed.
+    """
+    if words is None:
+        return None
+    classes: list[int | str | None] = []
+    for word in (part.strip() for text in words for part in text.split(",")):
+        span = re.fullmatch(r"(\d+)-(\d+)", word)
+        if span is not None:
+            first, last = int(span[1]), int(span[2])
+            if last < first:
+                raise ValueError(f"the classes {word} run backwards; write {last}-{first}")
+            classes += range(first, last + 1)
+        elif word.isdigit():
+            classes.append(int(word))
+        elif word:
+            classes.append({"none": no_class, "random": None}.get(word.lower(), word))
+    if not classes:
+        raise ValueError("no class is named; leave the option out to have classes drawn")
+    return classes

@@ -1,0 +1,200 @@
+"""``nextscale train``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+KINDS = {
+    "tokenizer": "images <-> token pyramids; first of the two",
+    "var": "class-conditional transformer over tokens",
+}
+
+HARMLESS = (
+    "output",
+    "epochs",
+    "workers",
+    "log_every",
+    "save_every",
+    "sample_every",
+    "validate_every",
+    "keep",
+)
+"""Entries of ``training`` that a run may change when it is taken up again."""
+
+
+def add_arguments(parser: Any) -> None:
+    commands = parser.add_subcommands(title="what to train", metavar="WHAT")
+    for kind, summary in KINDS.items():
+        commands.add_subcommand(kind, recipe_parser(kind), help=summary)
+
+
+def recipe_parser(kind: str) -> Any:
+    """A parser with an option for every field of the recipe, and ``--config`` for a YAML file of them."""
+    from nextscale.cli.parsing import new_parser
+
+    parser = new_parser(f"nextscale train {kind}", f"Train a model: {KINDS[kind]}.")
+    parser.add_argument("--config", action="config", help="YAML file of these options; those typed after it win")
+    parser.add_class_arguments(recipe_class(kind), None)
+    for group in parser._action_groups:
+        if group.title and group.title.startswith("Attributes"):
+            group.title = "more options"
+    return parser
+
+
+def recipe_class(kind: str) -> Any:
+    if kind == "tokenizer":
+        from nextscale.tasks.tokenizers.recipe import TokenizerRecipe
+
+        return TokenizerRecipe
+    from nextscale.tasks.generation.var_recipe import VARRecipe
+
+    return VARRecipe
+
+
+def run(arguments: Any) -> None:
+    kind = arguments.subcommand
+    recipe = make_recipe(kind, arguments[kind])
+    train(kind, recipe)
+
+
+def make_recipe(kind: str, options: Any) -> Any:
+    """The recipe of parsed options, with names of models replaced by where they lie."""
+    from dataclasses import fields, replace
+
+    made = recipe_parser(kind).instantiate(options)
+    recipe = recipe_class(kind)(**{f.name: made[f.name] for f in fields(recipe_class(kind))})
+    places = {name: model_place(getattr(recipe, name)) for name in ("tokenizer", "init") if getattr(recipe, name, None)}
+    return replace(recipe, **places)
+
+
+def model_place(source: str) -> str:
+    """The path behind a model's name, or the model inside a training run's folder; else the source as it is."""
+    from nextscale.models import MODELS, locate, no_such_source
+
+    if source in MODELS:
+        return str(locate(MODELS[source]))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise no_such_source(source)
+    inner = path / "model"
+    return str(inner if path.is_dir() and not (path / "config.json").is_file() and inner.is_dir() else path)
+
+
+def train(kind: str, recipe: Any) -> None:
+    """Run a recipe to its end, or on from where it was stopped.
+
+    Raises:
+        ValueError: the output folder holds a run with another configuration.
+        nextscale.core.training.Interrupted: stopped from outside; the state is saved.
+    """
+    from accelerate import PartialState
+
+    from nextscale.cli.console import say
+    from nextscale.cli.training_view import progress_of, sampler
+    from nextscale.core.training import Hooks
+
+    folder = Path(recipe.training.output)
+    check_same_run(recipe, folder)
+    main = PartialState().is_main_process
+    with progress_of(recipe.training, enabled=main) as report:
+        hooks = Hooks(progress=report)
+        runner = recipe.trainer(hooks) if kind == "tokenizer" else recipe.trainer(load_initial, hooks)
+        runner.hooks.sample = sampler(kind, recipe, runner)
+        if main:
+            write_config(recipe, folder)
+            start = runner.checkpoints()
+            taken_up = f", taken up from {start[-1].name}" if start else ""
+            say(f"training {runner.steps} steps of {recipe.training.batch_size} in {folder}{taken_up}")
+        runner.run()
+    if main:
+        say(f"done: {recipe.finish(runner)}")
+
+
+# --- the configuration beside the run -----------------------------------------------------------------
+
+
+def _settings(recipe: Any) -> dict[str, Any]:
+    from nextscale.core.config import to_json
+
+    settings: dict[str, Any] = to_json(recipe)
+    return settings
+
+
+def write_config(recipe: Any, folder: Path) -> Path:
+    """``config.yaml`` in the run's folder: give it to ``--config`` to train the same again."""
+    import yaml
+
+    from nextscale.core.checkpoint import write_atomically
+
+    text = yaml.safe_dump(_settings(recipe), sort_keys=False)
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write_atomically(folder / "config.yaml", write)
+
+
+def check_same_run(recipe: Any, folder: Path) -> None:
+    """Refuse to go on from checkpoints of another configuration.
+
+    Raises:
+        ValueError: an option other than the harmless ones differs; all are named.
+    """
+    import yaml
+
+    before = folder / "config.yaml"
+    if not before.is_file() or not any((folder / "checkpoints").glob("step-*.pt")):
+        return
+    old, new = (_flat(settings) for settings in (yaml.safe_load(before.read_text("utf-8")), _settings(recipe)))
+    harmless = {f"training.{name}" for name in HARMLESS}
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in harmless]
+    if changed:
+        listed = "; ".join(f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in changed[:5])
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ValueError(
+            f"{folder} holds a run with another configuration ({listed}{more}): give another --training.output, or go "
+            f"on with --config {before}"
+        )
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {prefix.rstrip("."): settings}
+    return {k: v for name, value in settings.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------
+
+
+def load_initial(source: str, tokenizer: Any) -> Any:
+    """The VAR to start from.
+
+    A saved folder has its own tokenizer. With an official file, a tokenizer with other codes than the file's stands
+    in for the one it was trained with: the recipe then puts the new one in its place.
+    """
+    import torch
+
+    from nextscale.loading import build, open_source
+    from nextscale.tasks.generation import var
+    from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
+
+    opened = open_source(source, var.SYSTEM)
+    if opened.config is not None or tokenizer is None:
+        return build(opened)
+    state = var.find_state_dict(opened.content, var.NESTED, "pos_1LC")
+    config = var.config_from_official(state)
+    codes = tokenizer.config.quantizer
+    if (codes.vocabulary, codes.channels) == (config.vocabulary, config.code_channels):
+        return build(opened, tokenizer=tokenizer)
+    from dataclasses import replace
+
+    old = ResidualVQConfig()
+    old = replace(
+        old,
+        autoencoder=replace(old.autoencoder, latent_channels=config.code_channels),
+        quantizer=replace(old.quantizer, vocabulary=config.vocabulary, channels=config.code_channels),
+    )
+    with torch.device("meta"):
+        stand_in = ResidualVQ(old)
+    return build(opened, tokenizer=stand_in)

@@ -1,0 +1,143 @@
+"""What a training run shows along the way: a progress bar or lines, and sample sheets."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PICTURES, SHOWN_CLASSES = 8, 10
+"""Images on the sheet of a tokenizer; classes on the sheet of a VAR, two pictures each."""
+
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+@contextmanager
+def progress_of(config: Any, enabled: bool = True) -> Iterator[Report | None]:
+    """A progress hook: a bar on a terminal, else one line per log interval on standard output.
+
+    Args:
+        config: the run's :class:`nextscale.core.training.TrainingConfig`.
+    """
+    if not enabled:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar() as report:
+            yield report
+    else:
+        yield _lines(config)
+
+
+@contextmanager
+def _bar() -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+            bar.update(task, completed=step, total=steps, description=describe(metrics) or "training")
+
+        yield report
+
+
+def _lines(config: Any) -> Report:
+    def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+        if step % config.log_every and step != steps:
+            return
+        rate = metrics.get("samples_per_second", 0)
+        left = f"  {duration((steps - step) * config.batch_size / rate)} left" if rate else ""
+        print(f"{time.strftime('%H:%M:%S')}  step {step} of {steps}  {describe(metrics)}{left}", flush=True)
+
+    return report
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The figures worth a glance."""
+    wanted = ("loss", "psnr", "accuracy", "accuracy_last", "usage/all", "grad_norm")
+    parts = [f"{name.replace('_', ' ')} {metrics[name]:.4g}" for name in wanted if name in metrics]
+    if "samples_per_second" in metrics:
+        parts.append(f"{metrics['samples_per_second']:.4g} samples/s")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """2:03:04, or 3:04 where it is less than an hour."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def sampler(kind: str, recipe: Any, runner: Any) -> Callable[[int], None]:
+    """A hook that writes OUTPUT/samples/step-N.png: the same images or seeds each time."""
+    folder = Path(recipe.training.output) / "samples"
+    make = _reconstructions(recipe, runner) if kind == "tokenizer" else _class_samples(runner)
+
+    def sample(step: int) -> None:
+        from nextscale.pictures import save_png
+
+        # A run that is taken up again draws the sheets after its last checkpoint once more.
+        save_png(make(), folder / f"step-{step:08d}.png", overwrite=True)
+
+    return sample
+
+
+def _reconstructions(recipe: Any, runner: Any) -> Callable[[], Any]:
+    """Originals over their reconstructions from the first scale, half of the scales, and all."""
+
+    def make() -> Any:
+        import torch
+
+        from nextscale.pictures import comparison_sheet
+
+        tokenizer = runner.task.tokenizer
+        dataset = recipe.data.open_validation(labels=False) or recipe.data.open_training(
+            recipe.training.seed, labels=False
+        )
+        count = min(PICTURES, len(dataset))
+        chosen = range(0, count * (len(dataset) // count), len(dataset) // count)
+        images = dataset.fetch(list(chosen))["image"].to(next(tokenizer.parameters()).device)
+        with torch.no_grad():
+            schedule = tokenizer.config.schedule
+            totals = tokenizer.quantizer.decode(tokenizer.encode(images), schedule)
+            stages = sorted({0, len(schedule) // 2, len(schedule) - 1})
+            pictures = [(tokenizer.decode_features(totals[stage]).cpu() + 1) / 2 for stage in stages]
+        rows = [("images", list((images.cpu() + 1) / 2))]
+        rows += [(f"{stage + 1} scales", list(part)) for stage, part in zip(stages, pictures, strict=True)]
+        return comparison_sheet(rows, scale=max(1, 128 // images.shape[-1]))
+
+    return make
+
+
+def _class_samples(runner: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        from nextscale.drawing import class_name
+        from nextscale.pictures import contact_sheet
+
+        model = runner.task.model
+        count = min(model.config.classes, SHOWN_CLASSES)
+        classes = [model.config.classes * i // count for i in range(count)]
+        images = model.generate(classes, n=2 * count, seed=0)
+        size = model.tokenizer.image_size(model.config.schedule)[1]
+        labels = [class_name(model, label) for label in classes] * 2
+        return contact_sheet(images, count, labels, max(1, 96 // size))
+
+    return make

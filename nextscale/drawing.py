@@ -1,0 +1,94 @@
+"""Sampling batch by batch with everything kept on the way: classes, seeds, tokens, and how each picture forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nextscale.core.heads import CategoricalEmitter
+from nextscale.core.random import ImageDraws
+from nextscale.tasks.generation.var import image_seeds
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch.
+
+    Attributes:
+        images: in [0, 1], on the CPU.
+        labels: class numbers; the number of classes stands for no class.
+        seeds: one per image.
+        tokens: of all scales in one sequence.
+        forming: what is decoded after each scale, coarse to fine, for the first few images of the batch; None
+            where it was not asked for.
+    """
+
+    images: Float[Tensor, "batch 3 height width"]
+    labels: list[int]
+    seeds: list[int]
+    tokens: Int[Tensor, "batch length"]
+    forming: Float[Tensor, "scales few 3 height width"] | None
+
+
+@torch.inference_mode()
+def draw(
+    model: Any,
+    condition: Any = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 0,
+    *,
+    guidance: float = 1.5,
+    top_k: int = 900,
+    top_p: float = 0.96,
+    temperature: float = 1.0,
+    smooth: bool = False,
+    batch_size: int = 16,
+    forming: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Drawn]:
+    """The images of ``model.generate`` with the same arguments, one batch at a time.
+
+    Args:
+        forming: keep what is decoded after each scale for so many images, the first.
+        progress: called with (scales done, scales in all) over all batches.
+
+    Raises:
+        ValueError: the model draws no images, or a class is unknown.
+    """
+    if not hasattr(model, "steps"):
+        raise ValueError(f"a {type(model).__name__} draws no images; give a generator such as var-d16")
+    emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
+    seeds = image_seeds(seed, n)
+    labels = model.labels(condition, n)
+    scales, batches = len(model.config.schedule), -(-n // batch_size)
+    for number, start in enumerate(range(0, n, batch_size)):
+        chosen = labels[start : start + batch_size]
+        draws = ImageDraws(seeds[start : start + batch_size])
+        drawn = draws.integers(model.config.classes, len(chosen))
+        chosen = torch.where(chosen < 0, drawn, chosen)
+        few = max(min(forming - start, len(chosen)), 0)
+        tokens, totals = [], []
+        for step in model.steps(chosen.to(model.device), draws=draws, emitter=emitter, guidance=guidance):
+            tokens.append(step.tokens.cpu())
+            total = step.total
+            totals.append(total[:few])
+            if progress is not None:
+                progress(number * scales + step.index + 1, batches * scales)
+        images = (model.tokenizer.decode_features(total).cpu() + 1) / 2
+        pictures = None
+        if few:
+            pictures = torch.stack([(model.tokenizer.decode_features(part).cpu() + 1) / 2 for part in totals])
+        yield Drawn(images, chosen.tolist(), seeds[start : start + batch_size], torch.cat(tokens, 1), pictures)
+
+
+def class_name(model: Any, label: int) -> str:
+    """A class's name for a caption: the first synonym, else its number."""
+    if label == model.config.classes:
+        return "no class"
+    names = model.config.class_names
+    return str(names[label]).split(",")[0] if names else f"class {label}"

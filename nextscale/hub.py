@@ -1,0 +1,69 @@
+"""Files on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ANSWER_WITHIN = 10.0
+"""Seconds to wait for the hub's first answer."""
+
+
+class HubError(FileNotFoundError):
+    """A file is not here and could not be fetched."""
+
+
+def cached(repository: str, file: str) -> Path | None:
+    """The file's place in the hub's cache on this machine, if it is there. Uses no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch(repository: str, file: str) -> Path:
+    """The file, from the cache or else from the hub; a broken download goes on where it stopped.
+
+    The hub is asked once, without retries, before anything is downloaded: without a network the answer comes
+    at once. ``HF_HUB_OFFLINE=1`` and the other variables of huggingface_hub are respected.
+
+    Raises:
+        HubError: it is not cached and the hub cannot be reached, or has no such file.
+    """
+    found = cached(repository, file)
+    if found is not None:
+        return found
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(_advice(repository, file, "HF_HUB_OFFLINE forbids the network"))
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=ANSWER_WITHIN)
+        return Path(hf_hub_download(repository, file, etag_timeout=ANSWER_WITHIN))
+    except LocalEntryNotFoundError as error:
+        raise HubError(_advice(repository, file, _reason(error))) from error
+    except (EntryNotFoundError, HfHubHTTPError) as error:
+        raise HubError(_advice(repository, file, f"the hub refused it: {_reason(error)}")) from error
+    except Exception as error:
+        if not _is_connection_error(error):
+            raise
+        raise HubError(_advice(repository, file, f"the hub cannot be reached: {_reason(error)}")) from error
+
+
+def _is_connection_error(error: Exception) -> bool:
+    """Whether the network failed: what is raised depends on huggingface_hub's HTTP client."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, OSError) or bool(names & {"TransportError", "RequestException", "HTTPError"})
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _advice(repository: str, file: str, reason: str) -> str:
+    return (
+        f"{file} is not on this machine ({reason}). Download {file} from "
+        f"https://huggingface.co/{repository}/resolve/main/{file} on a machine with a network and give its path "
+        f"instead of the name, or run `hf download {repository} {file}` once and it is found by name"
+    )

@@ -1,0 +1,277 @@
+"""Loading any model: by name, from a file or folder, or from a state dict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextscale.models import MODELS, NamedModel, locate, no_such_source
+from nextscale.systems import SYSTEMS, System, find_system
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+FLOAT32_PARAMETERS = ("log_scale",)
+"""Kept in float32 whatever the weights' precision: an exponent, where rounding would be multiplied."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model's weights before the model is built; tensors of files are memory-mapped.
+
+    Attributes:
+        content: a state dict, or what a training file holds around it.
+        config: of a folder saved by this library; None: the official layout.
+        path: of the file or folder; None: a state dict was given.
+        named: the entry of the list of models, where it was opened by name.
+    """
+
+    system: System
+    content: Mapping[str, Any]
+    config: Mapping[str, Any] | None = None
+    path: Path | None = None
+    named: NamedModel | None = None
+
+
+def load(
+    source: Source,
+    system: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **overrides: Any,
+) -> Any:
+    """Load a model for use.
+
+    Args:
+        source: a name from :func:`nextscale.list_models`, a folder saved by this library or a training run's
+            output folder, an official file (also a training checkpoint), or a state dict in an official layout.
+        system: a name from :data:`nextscale.systems.SYSTEMS`; None: recognised from the content.
+        device: None: CUDA, else MPS, else the CPU.
+        dtype: of the weights, such as ``torch.bfloat16`` or ``"bfloat16"``; None: as stored. Quantisers stay in
+            float32.
+        overrides: what an official file cannot tell. VAR: ``tokenizer`` (a path, a name or a loaded one), ``schedule``
+            (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``.
+
+    Returns:
+        The model in evaluation form: generation has ``generate(condition, n, seed, …)``; all have ``config``, ``save``
+        and ``to_official``.
+
+    Raises:
+        FileNotFoundError: no such file or name, or a hub file cannot be fetched.
+        ValueError: the content is damaged, unsafe (:class:`nextscale.core.checkpoint.CheckpointError`), of no known
+            system, or does not fit an override.
+    """
+    place, precision = choose_device(device), choose_dtype(dtype)
+    model = build(open_source(source, system), **overrides)
+    if precision is not None:
+        cast(model, precision)
+    return model.to(place).eval()
+
+
+def open_source(source: Source, system: str | None = None) -> Opened:
+    """Find and read a model's weights, and recognise their system; see :func:`load`."""
+    if isinstance(source, Mapping):
+        return Opened(_recognise(source, system, "the state dict"), source)
+    named = MODELS.get(str(source))
+    path = Path(source).expanduser() if named is None else locate(named)
+    if named is None and not path.exists():
+        raise no_such_source(str(source))
+    from nextscale.core.checkpoint import (
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+        CheckpointError,
+        read_folder,
+        read_tensors,
+    )
+
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        path = path.parent
+    if path.is_dir():
+        folder = path if (path / CONFIG_FILE).is_file() else path / "model"
+        if not (folder / CONFIG_FILE).is_file():
+            raise CheckpointError(
+                f"{path} holds no {CONFIG_FILE}: it is no folder saved by this library and no finished run's output; "
+                f"it holds {_listing(path)}. Of official files give the file"
+            )
+        state, config = read_folder(folder)
+        saved = str(config.get("system"))
+        if saved not in SYSTEMS or system not in (None, saved):
+            wanted = system or f"one of {', '.join(SYSTEMS)}"
+            raise CheckpointError(f"{folder} holds a saved {saved!r}, expected {wanted}")
+        return Opened(SYSTEMS[saved], state, config, folder, named)
+    content = read_tensors(path)
+    return Opened(_recognise(content, system, str(path)), content, None, path, named)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+
+
+def _recognise(content: Mapping[str, Any], system: str | None, what: str) -> System:
+    if system is not None:
+        return find_system(system)
+    for candidate in SYSTEMS.values():
+        if candidate.recognises(content):
+            return candidate
+    from nextscale.core.checkpoint import CheckpointError
+
+    if {"task", "step", "phases"} <= set(content):
+        raise CheckpointError(
+            f"{what} is a checkpoint from the middle of training a {content['task']!r} (step {content['step']}): run "
+            "the same `nextscale train` command to go on from it. The finished model is in the run's folder `model`"
+        )
+    keys = ", ".join(repr(key) for key in list(content)[:6])
+    more = f" and {len(content) - 6} more" if len(content) > 6 else ""
+    raise CheckpointError(
+        f"{what} is of no system that is known here ({', '.join(SYSTEMS)}); its first keys are {keys}{more}. "
+        "If it is one of them under other names, say which with system="
+    )
+
+
+# --- building -----------------------------------------------------------------------------------------
+
+
+def build(opened: Opened, **overrides: Any) -> Any:
+    """The model of opened weights, on the CPU, its tensors taken over as they are.
+
+    Raises:
+        ValueError: an override is unknown, or a saved folder leaves nothing open.
+        FileNotFoundError: the tokenizer that the file needs is not here.
+    """
+    system = opened.system
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    if opened.config is not None:
+        if overrides:
+            raise ValueError(
+                f"{', '.join(overrides)}: a folder saved by this library says all of this itself; leave it out"
+            )
+        return system.model_class.from_saved(opened.content, opened.config)
+    known = [*system.overrides, *(["tokenizer"] if system.tokenizer else [])]
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise ValueError(f"{system.name} takes no {', '.join(unknown)}; it takes {', '.join(known)}")
+    if system.tokenizer is None:
+        return system.model_class.from_official(opened.content, **overrides)
+    given = overrides.pop("tokenizer", None)
+    model = system.model_class.from_official(opened.content, find_tokenizer(opened, given), **overrides)
+    if model.tokenizer is not given:
+        # A tokenizer file does not tell the scales it is used with; its transformer's does.
+        model.tokenizer.config = replace(model.tokenizer.config, schedule=model.config.schedule)
+    return model
+
+
+def find_tokenizer(opened: Opened, given: Any = None) -> Any:
+    """The tokenizer that an official transformer file needs.
+
+    In this order: the one that is given (a path, a name or a loaded tokenizer), the training file's own, the published
+    file beside it, the only ``vae_*.pth`` beside it, the hub's.
+
+    Raises:
+        FileNotFoundError: none is here and the hub's cannot be fetched.
+    """
+    system = opened.system
+    assert system.tokenizer is not None
+    published = MODELS[system.tokenizer]
+    tokenizer_class = SYSTEMS[published.system].model_class
+    if given is not None:
+        if not isinstance(given, str | os.PathLike | Mapping):
+            return given
+        return _tokenizer_of(build(open_source(given)), tokenizer_class, given)
+    part: Any = opened.content
+    for name in system.tokenizer_entry:
+        part = part.get(name) if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping):
+        return build(Opened(SYSTEMS[published.system], part))
+    if opened.path is not None and published.file is not None:
+        beside = opened.path.parent / published.file
+        others = sorted(opened.path.parent.glob("vae_*.pth"))
+        if beside.is_file() or len(others) == 1:
+            return build(open_source(beside if beside.is_file() else others[0], published.system))
+    try:
+        return build(open_source(published.name))
+    except FileNotFoundError as error:
+        what = opened.path or "the state dict"
+        raise FileNotFoundError(
+            f"{what} is a {system.name} without its tokenizer. Put {published.file} (hub: {published.repository}) "
+            f"beside it, or pass its path: tokenizer=PATH in Python, --tokenizer PATH on the command line ({error})"
+        ) from None
+
+
+def _tokenizer_of(model: Any, tokenizer_class: type, source: Any) -> Any:
+    """The model itself or the tokenizer inside it."""
+    found = model if isinstance(model, tokenizer_class) else getattr(model, "tokenizer", None)
+    if not isinstance(found, tokenizer_class):
+        raise ValueError(f"{source} is a {type(model).__name__}, expected a tokenizer")
+    return found
+
+
+# --- device and precision -----------------------------------------------------------------------------
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device that is named, else CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: the device is unknown or not on this machine.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is None:
+        return torch.device(next(name for name, present in there.items() if present))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"there is no device {device!r}; name cuda, cuda:1, mps or cpu") from None
+    if not there.get(chosen.type, True):
+        present = ", ".join(name for name, here in there.items() if here)
+        raise ValueError(f"device {str(device)!r} is not on this machine, which has {present}")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point type from its name.
+
+    Raises:
+        ValueError: the name is none of float32, bfloat16, float16 (or fp32, bf16, fp16).
+    """
+    import torch
+
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    names = {
+        **dict.fromkeys(("float32", "fp32"), torch.float32),
+        **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+        **dict.fromkeys(("float16", "fp16", "half"), torch.float16),
+    }
+    if dtype not in names:
+        raise ValueError(f"dtype {dtype!r} is none of float32, bfloat16, float16")
+    return names[dtype]
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a model's weights in place, one tensor at a time, but for what stays in float32.
+
+    The memory of each memory-mapped tensor is given back as soon as it is converted, so that both forms of the
+    weights never lie in memory together.
+    """
+    from nextscale.core.quantizer import ResidualQuantizer
+    from nextscale.mapped import MappedFiles
+
+    files = MappedFiles()
+    island = {id(t) for m in model.modules() if isinstance(m, ResidualQuantizer) for t in m.parameters()}
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        stays = id(parameter) in island or name.rsplit(".", 1)[-1] in FLOAT32_PARAMETERS
+        old = parameter.data
+        if stays or not old.is_floating_point() or old.dtype == dtype:
+            continue
+        parameter.data = old.to(dtype)
+        files.release(old)
+    return model

@@ -1,0 +1,114 @@
+"""Models that have a name: those that ship with the library, and published ones on the hub."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Models that ship with the library, a folder each."""
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """Attributes:
+
+    system: as in :data:`nextscale.systems.SYSTEMS`.
+    summary: what it is, in a few words.
+    terms: licence of the weights.
+    repository, file: place on the Hugging Face hub; None: ships with the library.
+    tokenizer: name of the model that the file needs beside it.
+    """
+
+    name: str
+    system: str
+    summary: str
+    terms: str
+    repository: str | None = None
+    file: str | None = None
+    tokenizer: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where an embedded model lies."""
+        return WEIGHTS / self.name
+
+
+def _released(depth: int, pixels: int, parameters: str, fid: str) -> NamedModel:
+    return NamedModel(
+        name=f"var-d{depth}",
+        system="var",
+        summary=f"ImageNet classes, {pixels} px, {parameters} parameters, published FID {fid}",
+        terms="MIT (FoundationVision/VAR)",
+        repository="FoundationVision/var",
+        file=f"var_d{depth}.pth",
+        tokenizer="var-tokenizer",
+    )
+
+
+_MODELS = (
+    NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
+    _released(16, 256, "310 M", "3.55"),
+    _released(20, 256, "601 M", "2.95"),
+    _released(24, 256, "1.0 B", "2.33"),
+    _released(30, 256, "2.0 B", "1.97"),
+    _released(36, 512, "2.4 B", "2.63"),
+    NamedModel(
+        name="var-tokenizer",
+        system="residual-vq",
+        summary="images <-> 10 scales of 4,096 codes, stride 16, 109 M parameters",
+        terms="MIT (FoundationVision/VAR)",
+        repository="FoundationVision/var",
+        file="vae_ch160v4096z32.pth",
+    ),
+)
+
+MODELS: dict[str, NamedModel] = {model.name: model for model in _MODELS}
+"""Every named model; a later system adds its lines above."""
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names that :func:`nextscale.load` takes.
+
+    Args:
+        pattern: with ``*`` and ``?``, such as ``"var-d*"``; a plain word finds the names that contain it.
+    """
+    if pattern is None:
+        return list(MODELS)
+    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    return [name for name in MODELS if fnmatch(name, wanted)]
+
+
+def no_such_source(source: str) -> FileNotFoundError:
+    """The error for what is neither a file, nor a folder, nor a name."""
+    near = difflib.get_close_matches(source, MODELS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"names are {', '.join(MODELS)}"
+    return FileNotFoundError(f"{source!r} is no file, no folder and no model's name; {hint}")
+
+
+def locate(model: NamedModel) -> Path:
+    """The file or folder of a named model, fetched from the hub where it is not here yet.
+
+    Raises:
+        FileNotFoundError: an embedded model's folder is missing, or a hub file cannot be fetched.
+    """
+    if model.repository is None or model.file is None:
+        if not model.folder.is_dir():
+            raise FileNotFoundError(
+                f"{model.name} should be in {model.folder}, which is missing: install nextscale again"
+            )
+        return model.folder
+    from nextscale.hub import fetch
+
+    return fetch(model.repository, model.file)
+
+
+def local_path(model: NamedModel) -> Path | None:
+    """Where a named model lies on this machine; None where it would have to be fetched."""
+    if model.repository is None or model.file is None:
+        return model.folder if model.folder.is_dir() else None
+    from nextscale.hub import cached
+
+    return cached(model.repository, model.file)
