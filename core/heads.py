@@ -48,24 +48,39 @@ def filter_logits(logits: Float[Tensor, "... choices"], top_k: int = 0, top_p: f
     """
     if top_k < 0 or not 0 <= top_p <= 1:
         raise ValueError(f"top_k is {top_k} and top_p {top_p}; expected top_k >= 0 and 0 <= top_p <= 1")
-    left = logits.shape[-1]
-    if top_k and top_k < left:
-        threshold = logits.topk(top_k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        below = logits < threshold
-        logits = torch.where(below, -torch.inf, logits)
-        left -= int(below.sum(-1).amin())
-    if top_p:
-        # Only what top-k left is put in order, which takes a fraction of the time of ordering all.
-        ordered = logits.topk(left, dim=-1).values.flip(-1)
-        drop = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-        dropped = drop[..., :-1].sum(-1, keepdim=True)
-        least = ordered.gather(-1, dropped)
-        # Of choices as likely as the least likely that stays, those that come first go.
-        equal = logits == least
-        going = dropped - (ordered < least).sum(-1, keepdim=True)
-        stays = (logits > least) | (equal & (equal.cumsum(-1) > going))
-        logits = torch.where(stays, logits, -torch.inf)
-    return logits
+    likeliest: Tensor | None = None
+    if top_k and top_k < logits.shape[-1]:
+        likeliest = logits.topk(top_k, dim=-1).values
+        logits = torch.where(logits < likeliest[..., -1:], -torch.inf, logits)
+    if not top_p:
+        return logits
+    if likeliest is not None and logits.device.type == "cpu":
+        return _nucleus_of_few(logits, likeliest, top_p)
+    return _nucleus(logits, top_p)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    ordered, order = logits.sort(dim=-1)
+    drop = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    drop[..., -1] = False
+    return logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+
+
+def _nucleus_of_few(
+    logits: Float[Tensor, "... choices"], likeliest: Float[Tensor, "... few"], top_p: float
+) -> Float[Tensor, "... choices"]:
+    """The same, without the slow sort of all choices: ``likeliest`` are those that top-k left, in falling order."""
+    few = likeliest.shape[-1]
+    drop = likeliest.flip(-1).softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped = drop[..., :-1].sum(-1)
+    least = likeliest.gather(-1, few - 1 - dropped[..., None])
+    filtered = torch.where(logits < least, -torch.inf, logits)
+    # Where equal choices lie across an edge, it is the order within the sort that tells which of them stay.
+    undecided = (logits > -torch.inf).sum(-1) != few
+    undecided |= (filtered > -torch.inf).sum(-1) != few - dropped
+    if undecided.any():
+        filtered[undecided] = _nucleus(logits[undecided], top_p)
+    return filtered
 
 
 @dataclass(frozen=True)

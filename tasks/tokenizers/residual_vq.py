@@ -100,7 +100,8 @@ class ResidualVQ(nn.Module):
                 f"images are {images.shape[-2]} x {images.shape[-1]} pixels; "
                 f"both sides must be multiples of {self.stride}"
             )
-        return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))).float()
+        images = images.to(dtype=self.quant_conv.weight.dtype, memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(images)).float()
 
     @torch.no_grad()
     def encode(
@@ -113,8 +114,22 @@ class ResidualVQ(nn.Module):
         self, features: Float[Tensor, "batch codes height width"]
     ) -> Float[Tensor, "batch 3 height*stride width*stride"]:
         """The image of a (quantised) latent, clamped to [-1, 1], float32."""
-        latent = self.post_quant_conv(features.to(self.post_quant_conv.weight.dtype))
-        return self.decoder(latent).float().clamp(-1, 1)
+        self._lay_out_decoder()
+        dtype = self.post_quant_conv.weight.dtype
+        latent = self.post_quant_conv(features.to(dtype=dtype, memory_format=torch.channels_last))
+        # A CPU gains nothing from a batch of convolutions; one image at a time keeps the memory small.
+        parts = latent.split(1 if latent.device.type == "cpu" else len(latent))
+        return torch.cat([self.decoder(part).float() for part in parts]).clamp_(-1, 1)
+
+    def _lay_out_decoder(self) -> None:
+        """Store the decoder's weights channels last, the layout that convolutions are fastest in.
+
+        At the first use, because files hold the other layout and stay memory-mapped until they are needed.
+        """
+        if not self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            # Outside inference mode: weights made inside one could not be trained later.
+            with torch.inference_mode(False):
+                self.decoder.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def decode(
@@ -146,6 +161,16 @@ class ResidualVQ(nn.Module):
         """The training pass, with the straight-through estimator through the quantiser."""
         quantized = self.quantizer(self.features(images), schedule or self.config.schedule)
         return TokenizerOutput(self.decoder(self.post_quant_conv(quantized.features)), quantized)
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Any]]:
+        """Squared error plus the quantiser's terms for ``batch["image"]`` in [-1, 1], and what to log.
+
+        The perceptual and adversarial terms are :class:`nextscale.tasks.tokenizers.training.TokenizerTraining`'s.
+        """
+        output = self(batch["image"])
+        squared = F.mse_loss(output.reconstruction.float(), batch["image"])
+        metrics = {"squared": squared.detach(), "quantizer": output.quantizer.loss.detach()}
+        return squared + output.quantizer.loss, metrics
 
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` and ``config.json``; :meth:`load` reads them back."""

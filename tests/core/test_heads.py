@@ -52,6 +52,16 @@ def test_ties_at_the_threshold_stay_and_the_likeliest_always_does() -> None:
     assert torch.equal(given, before)
 
 
+@pytest.mark.parametrize("step", [None, 0.25, 1.0])
+@pytest.mark.parametrize("top_k", [1, 7, 30])
+@pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.96, 1.0])
+def test_nucleus_of_what_top_k_left_is_that_of_all(step: float | None, top_k: int, top_p: float) -> None:
+    logits = torch.randn(2, 40, 60) * 2
+    logits = logits if step is None else (logits / step).round() * step  # with equal choices across both edges
+    filtered = filter_logits(logits, top_k, top_p)
+    assert torch.equal(filtered, filter_logits(filter_logits(logits, top_k), 0, top_p))
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(-1, 0.0), (0, 1.2), (0, -0.1)])
 def test_wrong_filters_are_named(top_k: int, top_p: float) -> None:
     with pytest.raises(ValueError, match=f"top_k is {top_k} and top_p {top_p}"):

@@ -91,6 +91,26 @@ def test_images_and_tokens(tokenizer: ResidualVQ) -> None:
     assert tokenizer.decode(tokens, wide).shape == tokenizer.decode_ragged(tokens, wide).shape == (1, 3, 8, 12)
 
 
+def test_drawing_images_leaves_the_weights_to_be_trained_and_saved(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    features = torch.randn(3, 4, 4, 4)
+    with torch.inference_mode():
+        images = tokenizer.decode_features(features)
+        assert torch.allclose(images[1:2], tokenizer.decode_features(features[1:2]), atol=1e-5)
+    tokenizer.loss({"image": images.clone()})[0].backward()
+    assert all(p.grad is not None for p in tokenizer.decoder.parameters())
+    assert same(ResidualVQ.load(tokenizer.save(tmp_path)), tokenizer)
+
+
+def test_codes_stay_float32_in_a_model_of_another_precision(tiny: SimpleNamespace) -> None:
+    tokenizer = tiny.tokenizer().to(torch.bfloat16)
+    assert {p.dtype for p in tokenizer.quantizer.parameters()} == {torch.float32}
+    assert tokenizer.decoder.conv_in.weight.dtype == torch.bfloat16
+    with torch.inference_mode():
+        image = tokenizer.decode(tokenizer.encode(torch.rand(1, 3, 8, 8) * 2 - 1))
+    assert image.dtype == torch.float32
+
+
 def test_training_pass_reaches_every_weight(tiny: SimpleNamespace) -> None:
     tokenizer = tiny.tokenizer(smoothers=3)
     output = tokenizer(torch.rand(2, 3, 8, 8))
