@@ -64,12 +64,12 @@ class RunLog:
 
     def skip(self, names: Iterable[str]) -> None:
         """Remember samples that could not be read."""
-        for name in names:
+        for name in (" ".join(name.splitlines()) for name in names):  # one line each, as they are read back
             if name not in self.skipped:
                 self.skipped.add(name)
                 if self._path is not None:
                     with self._skipped_path.open("a", encoding="utf-8") as file:
-                        file.write(name.replace("\n", " ") + "\n")
+                        file.write(name + "\n")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._path is None:

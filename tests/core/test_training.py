@@ -213,6 +213,17 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert again.step == 2
 
 
+def test_unreadable_samples_are_counted_and_named_once(tmp_path: Path) -> None:
+    def batches(start: int, size: int) -> Iterator[Batch]:
+        for number, batch in enumerate(data(start, size), start):
+            yield {**batch, "skipped": ("a.png",) if number % 2 else ("b\nc.png",)}
+
+    for epochs in (1, 2):  # the second run goes on with the first
+        Trainer(config(tmp_path, epochs=epochs, log_every=1), Plain(), batches, SAMPLES).run()
+    assert (tmp_path / "skipped.txt").read_text().splitlines() == ["b c.png", "a.png"]
+    assert [row["skipped"] for row in rows(tmp_path)][:2] == [1, 2]
+
+
 class Wider(Noisy):
     def __init__(self) -> None:
         super().__init__()

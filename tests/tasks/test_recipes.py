@@ -20,7 +20,7 @@ from nextscale.tasks.generation.var_finetune import LoRAConfig
 from nextscale.tasks.generation.var_recipe import VARRecipe
 from nextscale.tasks.tokenizers.recipe import TokenizerRecipe
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
-from nextscale.tasks.tokenizers.tokenize import write_tokens
+from nextscale.tasks.tokenizers.tokenize import fingerprint, write_tokens
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,17 @@ def test_starting_tokenizer_is_taken_over(images: str, trained: SimpleNamespace,
     recipe = tokenizer_recipe(images, tmp_path, init=trained.tokenizer)
     start, built = ResidualVQ.load(trained.tokenizer).state_dict(), recipe.build().state_dict()
     assert all(torch.equal(start[k], built[k]) for k in start)
+
+
+def test_a_decoder_alone_keeps_the_tokens(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
+    recipe = tokenizer_recipe(images, tmp_path, init=trained.tokenizer, decoder_only=True)
+    run = recipe.trainer()
+    run.run()
+    before, after = ResidualVQ.load(trained.tokenizer), ResidualVQ.load(recipe.finish(run))
+    assert fingerprint(after) == fingerprint(before)
+    assert not torch.equal(after.decoder.conv_out.weight, before.decoder.conv_out.weight)
+    with pytest.raises(ValueError, match="decoder_only keeps the codes of a trained tokenizer: give init"):
+        replace(recipe, init=None).build()
 
 
 def test_a_samples_numbers_are_its_own(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:

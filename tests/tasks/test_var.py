@@ -9,7 +9,7 @@ import torch
 
 from nextscale.core.checkpoint import CheckpointError, read_folder, read_tensors
 from nextscale.core.heads import CategoricalEmitter
-from nextscale.core.random import ImageDraws
+from nextscale.core.random import BatchDraws, ImageDraws
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.generation.var import PRESETS, VAR, VARConfig, is_official
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256, ResidualVQ
@@ -139,6 +139,19 @@ def test_an_image_is_the_same_alone_and_in_any_batch(var: VAR) -> None:
         torch.testing.assert_close(var.generate(None, seed=7 + i), together[i : i + 1], rtol=0, atol=1e-5)
     torch.testing.assert_close(var.generate(None, n=2, seed=[11, 8]), together[[4, 1]], rtol=0, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_the_official_draw_order_on_request(var: VAR) -> None:
+    draws = BatchDraws(torch.Generator().manual_seed(4))
+    labels = draws.integers(5, 2)
+    *_, last = var.steps(labels, draws=draws)
+    expected = (var.tokenizer.decode_features(last.total) + 1) / 2
+    drawn = var.generate(None, n=2, seed=4, top_k=0, top_p=0.0, official_draws=True)
+    torch.testing.assert_close(drawn, expected.detach(), rtol=0, atol=1e-5)
+    *_, last = var.steps(torch.tensor([1]), draws=BatchDraws(torch.Generator().manual_seed(4)))
+    drawn = var.generate(1, seed=4, top_k=0, top_p=0.0, official_draws=True)
+    expected = (var.tokenizer.decode_features(last.total) + 1) / 2
+    torch.testing.assert_close(drawn, expected.detach(), rtol=0, atol=1e-5)
 
 
 def test_options_reach_the_draw(var: VAR) -> None:
