@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -195,3 +196,10 @@ class Decoder(nn.Module):
         for level in reversed(self.levels):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def lay_out_channels_last(module: nn.Module) -> None:
+    """Store convolution weights channels last, in place: the layout that convolutions are fastest in."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -10,12 +10,14 @@ import pickle
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 HARMLESS_CLASSES = (argparse.Namespace,)
 """Classes without behaviour that training files hold beside the weights; nothing else is unpickled."""
@@ -262,6 +264,27 @@ def _pattern(text: str) -> re.Pattern[str]:
 def _template(text: str) -> str:
     numbers = iter(range(1, 10))
     return re.sub(r"\*", lambda _: f"\\g<{next(numbers)}>", text)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where a module would fill them with random numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Modules made inside have parameters with a shape but no values, for :func:`assign` to set.
+
+    To draw initial values on the meta device would cost nothing but for the import of PyTorch's compiler: a second or
+    more, longer than reading the weights takes.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 def assign(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -70,3 +70,17 @@ class BatchDraws:
         device = self._generator.device if self._generator is not None else "cpu"
         uniform = torch.full((1, high), 1 / high, device=device)
         return torch.multinomial(uniform, count, replacement=True, generator=self._generator)[0]
+
+
+def image_seeds(seed: int | Sequence[int], n: int) -> list[int]:
+    """One seed per image: ``seed``, ``seed + 1``, …, or those given.
+
+    Raises:
+        ValueError: there are not ``n`` of them, or ``n`` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"{n} images were asked for, expected at least 1")
+    seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != n:
+        raise ValueError(f"{len(seeds)} seeds were given for {n} images")
+    return seeds

@@ -45,6 +45,8 @@ class LPIPS(nn.Module):
             for stage, places in enumerate(CONVOLUTIONS)
         )
         self.weights = nn.ParameterList(nn.Parameter(torch.ones(width)) for width in WIDTHS)
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
         self.requires_grad_(False)

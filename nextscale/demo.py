@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nextscale.drawing import Drawn, class_name, draw
 from nextscale.pictures import (
     Code,
     Facts,
@@ -27,6 +26,7 @@ from nextscale.pictures import (
     save_png,
     write_page,
 )
+from nextscale.tasks.generation.drawing import Drawn, class_name, draw
 from nextscale.tasks.generation.editing import box_mask, edit
 
 TITLE = "Images, scale by scale"

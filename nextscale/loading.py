@@ -53,8 +53,8 @@ def load(
             output folder, an official file (also a training checkpoint), or a state dict in an official layout.
         system: a name from :data:`nextscale.systems.SYSTEMS`; None: recognised from the content.
         device: None: CUDA, else MPS, else the CPU.
-        dtype: of the weights, such as ``torch.bfloat16`` or ``"bfloat16"``; None: as stored. Quantisers stay in
-            float32.
+        dtype: of the weights, such as ``torch.bfloat16`` or ``"bfloat16"``; None: float32 on the CPU, elsewhere as
+            stored. Quantisers stay in float32.
         overrides: what an official file cannot tell. VAR: ``tokenizer`` (a path, a name or a loaded one), ``schedule``
             (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``.
 
@@ -69,6 +69,8 @@ def load(
     """
     place, precision = choose_device(device), choose_dtype(dtype)
     model = build(open_source(source, system), **overrides)
+    if precision is None and place.type == "cpu":
+        precision = choose_dtype("float32")
     if precision is not None:
         cast(model, precision)
     return model.to(place).eval()

@@ -30,6 +30,12 @@ def add_arguments(parser: Any) -> None:
         help="the scale list, where an official file does not tell it",
     )
     parser.add_argument(
+        "--dtype",
+        type=str | None,
+        default=None,
+        help="of the weights that are written: float32, bfloat16 or float16; as stored, unless named",
+    )
+    parser.add_argument(
         "--tokenizer",
         type=str | None,
         default=None,
@@ -39,7 +45,7 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     from nextscale.cli.console import note, say
-    from nextscale.loading import build, open_source
+    from nextscale.loading import build, cast, choose_dtype, open_source
 
     opened = open_source(arguments.source)
     target = arguments.to or ("nextscale" if opened.config is None else "official")
@@ -47,6 +53,8 @@ def run(arguments: Any) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; nothing is overwritten: name a new one")
     model = build(opened, schedule=arguments.scales, tokenizer=arguments.tokenizer)
+    if (dtype := choose_dtype(arguments.dtype)) is not None:
+        cast(model, dtype)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None and arguments.part == "transformer":
         raise ValueError(f"{arguments.source} is a tokenizer: it has no transformer")

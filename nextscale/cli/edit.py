@@ -64,8 +64,6 @@ def run(arguments: Any) -> None:
 
     size = model.tokenizer.image_size(model.config.schedule)[0]
     image, remark = read_image(arguments.image, size)
-    if remark:
-        note(remark)
     grid = model.config.schedule.final.grid
     if box is not None:
         mask = box_mask(grid, box, keep_inside=arguments.mode == "outpaint")
@@ -73,6 +71,8 @@ def run(arguments: Any) -> None:
         mask = read_mask(arguments.mask, grid)
     if mask.all() or not mask.any():
         raise ValueError(f"the {'mask' if box is None else 'box'} leaves nothing to {'draw' if mask.all() else 'keep'}")
+    if remark:
+        note(remark)
     batch, pictures = options.pop("batch_size"), []
     with progress("drawing", "images") as report:
         for start in range(0, arguments.num, batch):

@@ -25,7 +25,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--num", type=int | None, default=None, help="number of images; one per class, or 8, unless given"
     )
-    add_drawing(parser, guidance=1.5, top_p=0.96)
+    add_drawing(parser, guidance=None, top_p=0.96)
+    parser.add_argument(
+        "--official-draws",
+        action="store_true",
+        help="consume random numbers in the official code's order: one generator a batch, seeded with its first seed",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=str, default="out/images", help="folder; what is there is kept")
     group.add_argument("--sheet", type=bool, default=True, help="all pictures on one, with captions: sheet.png")
@@ -53,6 +58,9 @@ def run(arguments: Any) -> None:
     )
     if not hasattr(model, "generate"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
+    if options["guidance"] is None:
+        options["guidance"] = model.config.guidance
+    options["official_draws"] = arguments.official_draws
     classes = parse_classes(arguments.classes, model.config.classes)
     number = arguments.num or (len(classes) if classes else 8)
     out = Path(arguments.out)
@@ -77,8 +85,8 @@ def _draw(
     """Draw and write; returns the files' names and what each image shows."""
     import torch
 
-    from nextscale.drawing import class_name, draw
     from nextscale.pictures import animate, comparison_sheet, contact_sheet, save_png, save_pngs
+    from nextscale.tasks.generation.drawing import class_name, draw
 
     labels: list[int] = []
     seeds: list[int] = []

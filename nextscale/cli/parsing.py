@@ -37,8 +37,19 @@ def read(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         words = [word for word in argv[:1] if word in COMMANDS]
         if words == ["train"]:
             words += [word for word in argv[1:2] if not word.startswith("-")]
-        text = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
+        text = _plain(str(error))
         raise ValueError(f"{text}. See `{' '.join(['nextscale', *words])} --help`") from None
+
+
+def _plain(message: str) -> str:
+    """The parser's message in one line, without the listing of what an option's type is made of."""
+    text = re.sub(r"\s+", " ", message).strip().rstrip(".")
+    union = re.search(r'key "([\w.]+)": Does not validate .*?\[(.*?)\].* Given value: (.*)$', text)
+    if union is None:
+        return text
+    name, kinds, value = union.groups()
+    wanted = [kind for kind in re.findall(r"[A-Za-z]+(?='>)", kinds) if kind != "NoneType"]
+    return f"--{name.replace('_', '-')} is {value!r}; expected {' or '.join(wanted) or kinds}"
 
 
 def add_loading(parser: ArgumentParser, tokenizer: bool = True) -> None:
@@ -51,7 +62,7 @@ def add_loading(parser: ArgumentParser, tokenizer: bool = True) -> None:
         "--dtype",
         type=str | None,
         default=None,
-        help="of the weights: float32, bfloat16 or float16; as stored, unless named",
+        help="of the weights: float32, bfloat16 or float16; unless named, float32 on the CPU, elsewhere as stored",
     )
     if tokenizer:
         group.add_argument(
@@ -62,15 +73,16 @@ def add_loading(parser: ArgumentParser, tokenizer: bool = True) -> None:
         )
 
 
-def add_drawing(parser: ArgumentParser, *, guidance: float, top_p: float) -> None:
+def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float) -> None:
     """Options of sampling; the defaults are the published ones of the command's use."""
     group = parser.add_argument_group("drawing")
     group.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i, alone or in any batch")
     group.add_argument(
         "--guidance",
-        type=float,
+        type=float | None,
         default=guidance,
-        help="strength at the last scale; more keeps closer to the class",
+        help="strength at the last scale; more keeps closer to the class"
+        + ("" if guidance else "; unless given, the model's own"),
     )
     group.add_argument("--top-k", type=int, default=900, help="draw among so many likeliest codes; 0: all")
     group.add_argument("--top-p", type=float, default=top_p, help="draw among codes of this total probability; 0: all")

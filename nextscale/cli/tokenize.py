@@ -79,6 +79,6 @@ def run(arguments: Any) -> None:
         )
     views = arguments.views * (2 if arguments.mirrored else 1)
     say(
-        f"{len(dataset)} images ({dataset.num_classes or 'no'} classes), {views} view{'s' if views > 1 else ''} of each, "
-        f"{schedule.length} tokens a view, in {folder}"
+        f"{len(dataset)} images ({dataset.num_classes or 'no'} classes), views of each: {views}, "
+        f"tokens of a view: {schedule.length}, in {folder}"
     )

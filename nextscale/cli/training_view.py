@@ -129,8 +129,8 @@ def _reconstructions(recipe: Any, runner: Any) -> Callable[[], Any]:
 
 def _class_samples(runner: Any) -> Callable[[], Any]:
     def make() -> Any:
-        from nextscale.drawing import class_name
         from nextscale.pictures import contact_sheet
+        from nextscale.tasks.generation.drawing import class_name
 
         model = runner.task.model
         count = min(model.config.classes, SHOWN_CLASSES)

@@ -32,8 +32,7 @@ from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
 from nextscale.tasks.generation.editing import KeptTokens, box_mask
 from nextscale.tasks.generation.var import SYSTEM, VAR
-from nextscale.tasks.generation.var_training import initialize
-from nextscale.tasks.generation.var_training import Stage, VARTraining, newest_weight
+from nextscale.tasks.generation.var_training import Stage, VARTraining, initialize, newest_weight
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 operations = Operations()

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nextscale.core.heads import CategoricalEmitter
-from nextscale.core.random import ImageDraws
+from nextscale.core.random import ImageDraws, image_seeds
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.tasks.generation.var import VAR, Condition, image_seeds
+from nextscale.tasks.generation.var import VAR, Condition
 
 ALWAYS_KEPT = 3
 """Grids of at most so many cells are kept wholly: they carry the image's overall colour."""

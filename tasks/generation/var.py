@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nextscale.core.cache import KeyValueCache
-from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, save_folder
+from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, save_folder, weightless
 from nextscale.core.config import from_json, to_json
 from nextscale.core.heads import CategoricalEmitter, CategoricalHead
 from nextscale.core.random import BatchDraws, Draws, ImageDraws
@@ -25,6 +25,7 @@ from nextscale.core.sampling import Control, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
 from nextscale.datasets.imagenet import IMAGENET, find_class
+from nextscale.tasks.generation.drawing import draw
 from nextscale.tasks.tokenizers.residual_vq import (
     SCHEDULE_256,
     SCHEDULE_512,
@@ -45,6 +46,7 @@ class VARConfig:
     classes: number of classes; one more embedding row stands for "no class".
     label_drop: probability that a label is replaced by "no class" in training, for guidance.
     class_names: by which classes may be asked for.
+    guidance: strength to sample with where none is asked for.
     schedule: scales in training and, where none are given, in sampling.
     """
 
@@ -55,6 +57,7 @@ class VARConfig:
     schedule: ScaleSchedule = SCHEDULE_256
     label_drop: float = 0.1
     class_names: tuple[str, ...] | None = None
+    guidance: float = 1.5
 
     @classmethod
     def of_depth(cls, depth: int, **changes: Any) -> VARConfig:
@@ -181,16 +184,18 @@ class VAR(nn.Module):
         *,
         draws: Draws,
         emitter: CategoricalEmitter | None = None,
-        guidance: float = 1.5,
+        guidance: float | None = None,
         controls: Sequence[Control] = (),
     ) -> Iterator[ScaleStep]:
         """Sample, scale by scale: the lower-level form of :meth:`generate`.
 
         Args:
             labels: one class per image; ``classes`` is "no class".
-            guidance: strength t at the last scale: logits = (1 + t) conditional - t unconditional.
+            guidance: strength t at the last scale: logits = (1 + t) conditional - t unconditional; None: the
+                configuration's.
         """
         schedule = self.config.schedule
+        guidance = self.config.guidance if guidance is None else guidance
         branches = classifier_free(labels, torch.full_like(labels, self.config.classes), guidance, schedule)
         quantizer = self.tokenizer.quantizer
         return sample(self, quantizer, schedule, branches, emitter or CategoricalEmitter(), draws, controls)
@@ -199,10 +204,10 @@ class VAR(nn.Module):
     def generate(
         self,
         condition: Condition = None,
-        n: int = 1,
+        n: int | None = None,
         seed: int | Sequence[int] = 0,
         *,
-        guidance: float = 1.5,
+        guidance: float | None = None,
         top_k: int | Sequence[int] = 900,
         top_p: float | Sequence[float] = 0.96,
         temperature: float | Sequence[float] = 1.0,
@@ -216,11 +221,12 @@ class VAR(nn.Module):
         Args:
             condition: a class number or name, a sequence of them (repeated to ``n`` images), or None: drawn at
                 random from each image's seed. "no class" is ``config.classes``.
-            n: number of images.
+            n: number of images; None: as many as there are conditions.
             seed: image i is drawn from ``seed + i``, so it comes out the same alone and in any batch; or one
                 seed per image.
-            guidance, top_k, top_p, temperature, smooth: see :func:`nextscale.core.sampling.classifier_free` and
-                :class:`nextscale.core.heads.CategoricalEmitter`. The defaults are those of the official figures.
+            guidance: see :func:`nextscale.core.sampling.classifier_free`; None: the configuration's.
+            top_k, top_p, temperature, smooth: see :class:`nextscale.core.heads.CategoricalEmitter`. The defaults
+                are those of the official figures.
             batch_size: images computed at once; only memory and speed depend on it, without ``official_draws``.
             official_draws: consume one generator per batch in the official code's order, seeded with the batch's
                 first seed: the same pictures as the official code draws from that seed with the same batch.
@@ -229,23 +235,23 @@ class VAR(nn.Module):
         Raises:
             ValueError: a class is unknown, ``n`` is below 1, or the number of seeds is another.
         """
-        emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
-        seeds = image_seeds(seed, n)
-        images, scales = [], len(self.config.schedule)
-        labels = self.labels(condition, n)
-        for start in range(0, n, batch_size):
-            chosen = labels[start : start + batch_size]
-            draws = self.draws(seeds[start : start + batch_size], official_draws)
-            # The official code touches its generator only where classes are random; an image's own generator is
-            # touched always, so that its picture does not depend on how its neighbours' classes were given.
-            if not official_draws or bool((chosen < 0).any()):
-                chosen = torch.where(chosen < 0, draws.integers(self.config.classes, len(chosen)).cpu(), chosen)
-            chosen = chosen.to(self.device)
-            for step in self.steps(chosen, draws=draws, emitter=emitter, guidance=guidance):
-                if progress is not None:
-                    progress(start // batch_size * scales + step.index + 1, -(-n // batch_size) * scales)
-            images.append(self.tokenizer.decode_features(step.total).cpu())
-        return (torch.cat(images) + 1) / 2
+        if n is None:
+            n = 1 if condition is None or isinstance(condition, int | str) else len(condition)
+        batches = draw(
+            self,
+            condition,
+            n,
+            seed,
+            guidance=guidance,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            smooth=smooth,
+            batch_size=batch_size,
+            official_draws=official_draws,
+            progress=progress,
+        )
+        return torch.cat([batch.images for batch in batches])
 
     def draws(self, seeds: Sequence[int], official: bool = False) -> Draws:
         """Randomness for a batch: a generator per image, or one on the model's device in the official order."""
@@ -287,7 +293,7 @@ class VAR(nn.Module):
     def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> VAR:
         """From the content of a folder written by :meth:`save`."""
         parts = config["config"]
-        with torch.device("meta"):
+        with weightless():
             tokenizer = ResidualVQ(from_json(ResidualVQConfig, parts["tokenizer"]))
             model = cls(from_json(VARConfig, parts["transformer"]), tokenizer)
         assign(model, state, "the saved VAR")
@@ -317,7 +323,7 @@ class VAR(nn.Module):
         """
         state = find_state_dict(content, NESTED, "pos_1LC")
         config = config_from_official(state, **overrides)
-        with torch.device("meta"):
+        with weightless():
             model = cls(config, tokenizer)
         own: dict[str, Tensor] = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
         for name, value in state.items():
@@ -327,20 +333,6 @@ class VAR(nn.Module):
             own[_KEYS.from_official(name)] = value if shape is None else value.reshape(shape)
         assign(model, own, "VAR")
         return model.eval()
-
-
-def image_seeds(seed: int | Sequence[int], n: int) -> list[int]:
-    """One seed per image: ``seed``, ``seed + 1``, …, or those given.
-
-    Raises:
-        ValueError: there are not ``n`` of them, or ``n`` is below 1.
-    """
-    if n < 1:
-        raise ValueError(f"{n} images were asked for, expected at least 1")
-    seeds = [seed + i for i in range(n)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != n:
-        raise ValueError(f"{len(seeds)} seeds were given for {n} images")
-    return seeds
 
 
 class VARSession:

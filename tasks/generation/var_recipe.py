@@ -31,6 +31,7 @@ class VARRecipe:
         tokens: a folder that ``nextscale tokenize`` has written (with ``validation_tokens`` for held-out ones).
         depth: sets width 64 d, d heads and drop path 0.1 d / 24; the next four replace parts of that.
         scales: None: the tokenizer's list.
+        guidance: strength the finished model samples with where none is asked for.
         classes: None: as many as the data has.
         class_names: None: those of the data, if it names its classes.
         gate: initial size of the gates (the official trainer: 1e-3 for d16 and d20, 1e-4 for d24, 1e-5 for d30).
@@ -53,6 +54,7 @@ class VARRecipe:
     classes: int | None = None
     class_names: list[str] | None = None
     label_drop: float = 0.1
+    guidance: float = 1.5
     label_smoothing: float = 0.0
     gate: float = 1e-3
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
@@ -107,7 +109,7 @@ class VARRecipe:
             model, changed = adapt(
                 start, classes=classes, class_names=names, schedule=schedule, tokenizer=tokenizer or start.tokenizer
             )
-            model.config = replace(model.config, label_drop=self.label_drop)
+            model.config = replace(model.config, label_drop=self.label_drop, guidance=self.guidance)
             if self.lora.rank:
                 model = add_lora(model, self.lora, changed)
         else:
@@ -121,6 +123,7 @@ class VARRecipe:
                 code_channels=quantizer.channels,
                 schedule=ScaleSchedule.parse(self.scales) if self.scales else tokenizer.config.schedule,
                 label_drop=self.label_drop,
+                guidance=self.guidance,
             )
             model = initialize(VAR(config, tokenizer), gate=self.gate)
         self._check(model, dataset)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nextscale.core.autoencoder import AutoencoderConfig
+from nextscale.core.autoencoder import AutoencoderConfig, lay_out_channels_last
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
@@ -59,9 +59,7 @@ class TokenizerRecipe:
                 raise ValueError("decoder_only keeps the codes of a trained tokenizer: give init")
             for part in (tokenizer.encoder, tokenizer.quant_conv, tokenizer.quantizer):
                 part.requires_grad_(False)
-        for parameter in tokenizer.parameters():
-            if parameter.ndim == 4:  # convolutions are fastest channels-last
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        lay_out_channels_last(tokenizer)
         return tokenizer
 
     def trainer(self, hooks: Hooks | None = None) -> Trainer:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder
+from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder, lay_out_channels_last
 from nextscale.core.checkpoint import (
     CheckpointError,
     KeyMap,
@@ -25,6 +25,7 @@ from nextscale.core.checkpoint import (
     read_folder,
     read_tensors,
     save_folder,
+    weightless,
 )
 from nextscale.core.config import from_json, to_json
 from nextscale.core.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
@@ -129,7 +130,7 @@ class ResidualVQ(nn.Module):
         if not self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
             # Outside inference mode: weights made inside one could not be trained later.
             with torch.inference_mode(False):
-                self.decoder.to(memory_format=torch.channels_last)
+                lay_out_channels_last(self.decoder)
 
     @torch.no_grad()
     def decode(
@@ -193,7 +194,7 @@ class ResidualVQ(nn.Module):
         """From the content of a saved folder."""
         if config.get("system") != SYSTEM:
             raise CheckpointError(f"this is a saved {config.get('system')!r}, expected {SYSTEM!r}")
-        with torch.device("meta"):
+        with weightless():
             model = cls(from_json(ResidualVQConfig, config["config"]))
         assign(model, state, "the saved tokenizer")
         return model.eval()
@@ -218,7 +219,7 @@ class ResidualVQ(nn.Module):
         """
         state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
         config = config_from_official(state, **overrides)
-        with torch.device("meta"):
+        with weightless():
             model = cls(config)
         key_map = _key_map(config)
         state.pop(_USAGE, None)

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nextscale.core.heads import CategoricalEmitter
-from nextscale.core.random import ImageDraws
-from nextscale.tasks.generation.var import image_seeds
+from nextscale.core.random import image_seeds
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,17 @@ def draw(
     n: int = 1,
     seed: int | Sequence[int] = 0,
     *,
-    guidance: float = 1.5,
-    top_k: int = 900,
-    top_p: float = 0.96,
-    temperature: float = 1.0,
+    guidance: float | None = None,
+    top_k: int | Sequence[int] = 900,
+    top_p: float | Sequence[float] = 0.96,
+    temperature: float | Sequence[float] = 1.0,
     smooth: bool = False,
     batch_size: int = 16,
+    official_draws: bool = False,
     forming: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Drawn]:
-    """The images of ``model.generate`` with the same arguments, one batch at a time.
+    """The images of :meth:`VAR.generate <nextscale.tasks.generation.var.VAR.generate>`, one batch at a time.
 
     Args:
         forming: keep what is decoded after each scale for so many images, the first.
@@ -68,9 +68,11 @@ def draw(
     scales, batches = len(model.config.schedule), -(-n // batch_size)
     for number, start in enumerate(range(0, n, batch_size)):
         chosen = labels[start : start + batch_size]
-        draws = ImageDraws(seeds[start : start + batch_size])
-        drawn = draws.integers(model.config.classes, len(chosen))
-        chosen = torch.where(chosen < 0, drawn, chosen)
+        draws = model.draws(seeds[start : start + batch_size], official_draws)
+        # The official code touches its generator only where classes are random; an image's own generator is
+        # touched always, so that its picture does not depend on how its neighbours' classes were given.
+        if not official_draws or bool((chosen < 0).any()):
+            chosen = torch.where(chosen < 0, draws.integers(model.config.classes, len(chosen)).cpu(), chosen)
         few = max(min(forming - start, len(chosen)), 0)
         tokens, totals = [], []
         for step in model.steps(chosen.to(model.device), draws=draws, emitter=emitter, guidance=guidance):
