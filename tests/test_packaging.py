@@ -30,9 +30,7 @@ def library_files() -> set[str]:
 def build(kind: str, project: Path, target: Path) -> Path:
     """Runs the build backend (`kind` is wheel or sdist) in a folder and returns the file it made."""
     code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(target)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return target / done.stdout.strip().splitlines()[-1]
 
@@ -51,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unwanted = shutil.ignore_patterns("__pycache__", "*.tmp", "*.egg-info")
     for name in ("nextscale", *FOLDERS):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=unwanted)
-    for name in ("pyproject.toml", "MANIFEST.in", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
+    for name in ("pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, copy)
     return copy
 

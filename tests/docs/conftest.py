@@ -1,0 +1,206 @@
+"""The files that the documentation speaks of, small: photographs, shards, official checkpoints, golden cases.
+
+A document runs in a folder of its own, in which every file of :data:`MAKERS` that its text names is there.
+"""
+
+import io
+import shutil
+import tarfile
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nextscale.hub
+from nextscale.core.autoencoder import AutoencoderConfig
+from nextscale.core.checkpoint import save_folder
+from nextscale.core.transformer import TransformerConfig
+from nextscale.evaluation.lpips import CONVOLUTIONS, WIDTHS
+from nextscale.systems import SYSTEMS
+from nextscale.tasks.generation.var import VAR, VARConfig
+from nextscale.tasks.generation.var_training import initialize
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+TRANSFORMER, TOKENIZER = "var_d16.pth", "vae_ch160v4096z32.pth"
+
+
+def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
+    """Smooth colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def photographs(folder: Path, each: int = 4) -> None:
+    for number, name in enumerate(("daisy", "rose", "tulip")):
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            picture(10 * number + i).save(folder / name / f"{i}.jpg")
+
+
+def mask(path: Path) -> None:
+    white = np.zeros((32, 32), np.uint8)
+    white[8:20, 12:28] = 255
+    Image.fromarray(white).save(path)
+
+
+def webdataset(path: Path, seed: int, samples: int) -> None:
+    """A shard of KEY.jpg and KEY.cls, the classes in turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for i in range(samples):
+            buffer = io.BytesIO()
+            picture(seed * 100 + i, 32, 32).save(buffer, "jpeg")
+            for suffix, content in (("jpg", buffer.getvalue()), ("cls", str(i % 10).encode())):
+                member = tarfile.TarInfo(f"{seed:04d}{i:04d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def cifar(folder: Path) -> None:
+    for number in range(5):
+        webdataset(folder / f"train-{number:04d}.tar.gz", number, 10)
+    webdataset(folder / "test-0000.tar.gz", 9, 10)
+
+
+def official_parts() -> tuple[dict, dict]:
+    """Tokenizer and transformer in the official layout: released scales, codes and classes, few weights."""
+    torch.manual_seed(0)
+    shape = AutoencoderConfig(channels=32, multipliers=(1, 1, 1, 1, 1), blocks=1)
+    tokenizer = ResidualVQ(ResidualVQConfig(shape))
+    torch.nn.init.normal_(tokenizer.quantizer.codebook.weight)
+    transformer = initialize(VAR(VARConfig(TransformerConfig(64, 16, 2)), tokenizer), gate=1, head=1)
+    return tokenizer.to_official(), transformer.to_official()
+
+
+def official(path: Path) -> None:
+    """Either file of the official release; both are written."""
+    tokenizer, transformer = official_parts()
+    torch.save(tokenizer, path.parent / TOKENIZER)
+    torch.save(transformer, path.parent / TRANSFORMER)
+
+
+def training_checkpoint(path: Path) -> None:
+    """As the official trainer leaves it: the weights deep inside, beside optimiser and arguments."""
+    tokenizer, transformer = official_parts()
+    inner = {"config": {}, "var_wo_ddp": transformer, "vae_local": tokenizer, "var_opt": {}}
+    torch.save({"epoch": 3, "iter": 0, "trainer": inner, "args": Namespace(depth=16, bs=768)}, path)
+
+
+def tokenizer_of_their_own(folder: Path) -> None:
+    """A finished run: a tokenizer for 64 pixels, stride 4."""
+    shape = AutoencoderConfig(channels=32, multipliers=(1, 1, 1), blocks=1)
+    ResidualVQ(ResidualVQConfig(shape)).save(folder / "model")
+
+
+def unsafe(path: Path) -> None:
+    """A file that would print when it is unpickled."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return print, ("this file has run code",)
+
+    torch.save({"weights": Evil()}, path)
+
+
+def damaged(path: Path) -> None:
+    save_folder(path.parent / "whole", {"weight": torch.zeros(100)}, {})
+    path.write_bytes((path.parent / "whole" / "model.safetensors").read_bytes()[:-50])
+    shutil.rmtree(path.parent / "whole")
+
+
+def vgg16(path: Path) -> None:
+    widths, state = [3, *WIDTHS], {}
+    for stage, places in enumerate(CONVOLUTIONS):
+        for i, place in enumerate(places):
+            inputs = widths[stage + (i > 0)]
+            state[f"features.{place}.weight"] = torch.randn(widths[stage + 1], inputs, 3, 3) / (3 * inputs**0.5)
+            state[f"features.{place}.bias"] = torch.zeros(widths[stage + 1])
+    torch.save(state, path)
+
+
+def lpips(path: Path) -> None:
+    torch.save({f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(WIDTHS)}, path)
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(12, 10)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        return features, self.linear(features)
+
+
+def classifier(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it is the form that evaluation networks come in
+        torch.jit.save(torch.jit.script(Classifier()), str(path))
+
+
+def goldens(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("var_tables", "var_filter", "var_init"):
+        shutil.copy(ROOT / "tests" / "parity" / "cases" / f"{name}.npz", folder)
+
+
+def recipes(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(ROOT / "nextscale" / "recipes")
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "photos": photographs,
+    "photos-test": lambda folder: photographs(folder, 1),
+    "picture.jpg": lambda path: picture(1).save(path),
+    "mask.png": mask,
+    "shards": lambda folder: [webdataset(folder / f"train-{i:04d}.tar", i, 4) for i in range(4)] and None,
+    "data/cifar10-jpeg": cifar,
+    TRANSFORMER: official,
+    "ar-ckpt-last.pth": training_checkpoint,
+    "runs/other-tokenizer": tokenizer_of_their_own,
+    "from-a-stranger.pth": unsafe,
+    "cut-short.safetensors": damaged,
+    "vgg16.pth": vgg16,
+    "lpips.pth": lpips,
+    "cifar10_classifier.pt": classifier,
+    "goldens": goldens,
+    "nextscale/recipes": recipes,
+}
+"""What a document may name, and what makes it."""
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Call it with a document's text: the working folder, with the files that the text names."""
+    released = tmp_path / "hub"
+
+    def prepare(text: str) -> Path:
+        folder = tmp_path / "reader"
+        folder.mkdir()
+        for name, make in MAKERS.items():
+            if name in text:
+                make(folder / name)
+        monkeypatch.chdir(folder)
+        return folder
+
+    def cached(repository: str, file: str) -> Path | None:
+        """Released files are on this machine already, each small."""
+        released.mkdir(exist_ok=True)
+        if file in (TRANSFORMER, TOKENIZER) and not (released / file).exists():
+            official(released / TRANSFORMER)
+        return released / file if (released / file).exists() else None
+
+    monkeypatch.setattr(nextscale.hub, "cached", cached)
+    monkeypatch.setenv("NEXTSCALE_CACHE", str(tmp_path / "cache"))
+    # A document may register a system.
+    before = dict(SYSTEMS)
+    yield prepare
+    SYSTEMS.clear()
+    SYSTEMS.update(before)
