@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--real", required=True, help="test images, labelled")
     parser.add_argument("--training", help="training images, for nearest neighbours")
     parser.add_argument("--per-class", type=int, default=200)
-    parser.add_argument("--guidance", type=float, default=1.5)
+    parser.add_argument("--guidance", type=float, help="unless given, the model's own")
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=0.96)
     parser.add_argument("--seed", type=int, default=0)
