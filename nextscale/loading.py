@@ -56,7 +56,8 @@ def load(
         dtype: of the weights, such as ``torch.bfloat16`` or ``"bfloat16"``; None: float32 on the CPU, elsewhere as
             stored. Quantisers stay in float32.
         overrides: what an official file cannot tell. VAR: ``tokenizer`` (a path, a name or a loaded one), ``schedule``
-            (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``.
+            (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``,
+            ``norm_groups``.
 
     Returns:
         The model in evaluation form: generation has ``generate(condition, n, seed, …)``; all have ``config``, ``save``

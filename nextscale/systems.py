@@ -55,7 +55,7 @@ _SYSTEMS = (
         name="residual-vq",
         module="nextscale.tasks.tokenizers.residual_vq",
         class_name="ResidualVQ",
-        overrides=("schedule", "unit_norm", "smoothing", "beta"),
+        overrides=("schedule", "unit_norm", "smoothing", "beta", "norm_groups"),
     ),
 )
 

@@ -212,7 +212,7 @@ class ResidualVQ(nn.Module):
         """Build from an official file's content; sizes are read from its keys and shapes.
 
         Args:
-            overrides: what a file cannot tell: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``.
+            overrides: what a file cannot tell: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``, ``norm_groups``.
 
         Raises:
             CheckpointError: the content is not such a tokenizer.
@@ -260,6 +260,7 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
     separate = bool(smoothers) and not any(".qresi" in key for key in smoothers)
     scales = state[_USAGE].shape[0] if _USAGE in state else 10
     schedule = overrides.pop("schedule", None) or _SCHEDULES.get(scales) or ScaleSchedule.squares(*range(1, scales + 1))
+    norm_groups = overrides.pop("norm_groups", None) or 32
     quantizer = QuantizerConfig(vocabulary, codes, smoothing=0.5 if smoothers else 0.0, smoothers=len(smoothers))
     return ResidualVQConfig(
         autoencoder=AutoencoderConfig(
@@ -269,6 +270,7 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
             latent_channels=latent,
             image_channels=image_channels,
             attention="encoder.mid.attn_1.qkv.weight" in state,
+            norm_groups=norm_groups,
         ),
         quantizer=replace(quantizer, **{k: v for k, v in overrides.items() if v is not None}),
         schedule=ScaleSchedule.parse(schedule),

@@ -89,9 +89,7 @@ def test_taken_names_get_numbers_and_only_overwriting_replaces(tmp_path: Path) -
         save_png(first, tmp_path / "a.jpg")
 
 
-def test_a_name_taken_at_the_last_moment_is_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_taken_at_the_last_moment_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 
     def other_was_first(source: str, target: Path) -> None:
@@ -104,9 +102,7 @@ def test_a_name_taken_at_the_last_moment_is_not_replaced(
     assert (tmp_path / "a.txt").read_text() == "theirs"
 
 
-def test_without_hard_links_files_are_written_as_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hard_links_files_are_written_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(source: str, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -116,9 +112,7 @@ def test_without_hard_links_files_are_written_as_well(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_full_disk_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
-) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
     write_file(tmp_path / "a.txt", b"before")
 
     def full(descriptor: int) -> None:
@@ -257,12 +251,8 @@ def test_a_page_stands_alone_and_escapes_what_it_is_given(tmp_path: Path) -> Non
                 ["Drawn by `var`, seed & all.", Gallery([Figure(pictures(1)[0], 'a "ship"', "ship")], 90)],
             ),
             Section("Samples", [Figure(moving, "forming", scale=3)]),
-            Section(
-                "Figures", [Table(["Figure", "Value"], [["Recall", "0.71 (2,000)"], ["FID", 4]], "Counts")]
-            ),
-            Section(
-                "Code", [Code("nextscale generate <x>", "Shell"), Facts([("Time", "3 s", "on two cores")])]
-            ),
+            Section("Figures", [Table(["Figure", "Value"], [["Recall", "0.71 (2,000)"], ["FID", 4]], "Counts")]),
+            Section("Code", [Code("nextscale generate <x>", "Shell"), Facts([("Time", "3 s", "on two cores")])]),
         ],
         lead="A lead.",
         footer="The end.",

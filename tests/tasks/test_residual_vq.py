@@ -137,3 +137,15 @@ def test_errors(tokenizer: ResidualVQ) -> None:
     assert not is_official(without)
     with pytest.raises(CheckpointError, match=r"no entry 'quantize\.embedding\.weight' was found"):
         ResidualVQ.from_official({"model": {"x": torch.zeros(1)}})
+
+
+def test_other_norm_groups_are_named_when_an_official_file_is_read() -> None:
+    config = ResidualVQConfig(
+        AutoencoderConfig(8, (1, 2), 1, 4, attention=False, norm_groups=4),
+        QuantizerConfig(16, 4),
+        ScaleSchedule.squares(1, 2),
+    )
+    tokenizer = ResidualVQ(config)
+    back = ResidualVQ.from_official(tokenizer.to_official(), schedule="1 2", norm_groups=4)
+    images = torch.rand(1, 3, 4, 4) * 2 - 1
+    torch.testing.assert_close(back.features(images), tokenizer.features(images))
