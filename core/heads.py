@@ -37,6 +37,10 @@ class CategoricalHead(nn.Module):
         return self.linear(normed.to(self.linear.weight.dtype)).float()
 
 
+SPARE = 64
+"""How many choices as likely as the k-th are looked for beside it; half precision has that many."""
+
+
 def filter_logits(logits: Float[Tensor, "... choices"], top_k: int = 0, top_p: float = 0.0) -> Tensor:
     """Drop unlikely choices (set to -inf): first top-k, then nucleus; 0 turns either off.
 
@@ -50,8 +54,9 @@ def filter_logits(logits: Float[Tensor, "... choices"], top_k: int = 0, top_p: f
         raise ValueError(f"top_k is {top_k} and top_p {top_p}; expected top_k >= 0 and 0 <= top_p <= 1")
     likeliest: Tensor | None = None
     if top_k and top_k < logits.shape[-1]:
-        likeliest = logits.topk(top_k, dim=-1).values
-        logits = torch.where(logits < likeliest[..., -1:], -torch.inf, logits)
+        likeliest = logits.topk(min(top_k + SPARE, logits.shape[-1]), dim=-1).values
+        least = likeliest[..., top_k - 1 : top_k]
+        logits, likeliest = (torch.where(choices < least, -torch.inf, choices) for choices in (logits, likeliest))
     if not top_p:
         return logits
     if likeliest is not None and logits.device.type == "cpu":
@@ -69,14 +74,18 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
 def _nucleus_of_few(
     logits: Float[Tensor, "... choices"], likeliest: Float[Tensor, "... few"], top_p: float
 ) -> Float[Tensor, "... choices"]:
-    """The same, without the slow sort of all choices: ``likeliest`` are those that top-k left, in falling order."""
+    """The same, without the slow sort of all choices.
+
+    Args:
+        likeliest: what top-k left, and more that it dropped, in falling order.
+    """
     few = likeliest.shape[-1]
     drop = likeliest.flip(-1).softmax(-1).cumsum(-1) <= 1 - top_p
     dropped = drop[..., :-1].sum(-1)
     least = likeliest.gather(-1, few - 1 - dropped[..., None])
     filtered = torch.where(logits < least, -torch.inf, logits)
     # Where equal choices lie across an edge, it is the order within the sort that tells which of them stay.
-    undecided = (logits > -torch.inf).sum(-1) != few
+    undecided = (logits > -torch.inf).sum(-1) != (likeliest > -torch.inf).sum(-1)
     undecided |= (filtered > -torch.inf).sum(-1) != few - dropped
     if undecided.any():
         filtered[undecided] = _nucleus(logits[undecided], top_p)
