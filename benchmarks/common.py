@@ -38,6 +38,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, batch: list[int]) -> No
     parser.add_argument("--channels", type=int, default=160, help="of the tokenizer; 160 is the released one's")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--batch", type=int, nargs="+", default=batch)
+    parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, help="float32 and a lower one by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
     parser.add_argument("--rounds", type=int, default=3, help="calls of each side; one more is not counted")

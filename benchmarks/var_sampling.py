@@ -46,14 +46,14 @@ from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 def sides(options: argparse.Namespace) -> list[Side]:
     """The official sides come first: what the others are compared with."""
-    precisions = ["float32", lower_precision(options)] if options.official else []
-    return [Side("official", p, True) for p in precisions] + [Side("nextscale", p, False) for p in options.dtype]
+    theirs = ["float32", lower_precision(options)] if options.official else []
+    ours = options.dtype or ["float32", "bfloat16"]
+    return [Side("official", p, True) for p in theirs] + [Side("nextscale", p, False) for p in ours]
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, batch=[1, 8])
-    parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=["float32", "bfloat16"])
     parser.add_argument("--guidance", type=float, default=1.5, help="0 halves the transformer's work")
     parser.add_argument("--no-decode", dest="decode", action="store_false", help="stop before the image decoder")
     return parser

@@ -51,7 +51,8 @@ ATTENTION = ("attention per scale", "attention with a dense mask")
 def sides(options: argparse.Namespace) -> list[Side]:
     """The official sides come first: what the others are compared with. Weights are float32 on all."""
     codes = ["official", "nextscale"] if options.official else ["nextscale"]
-    return [Side(code, p, True) for code in codes for p in ("float32", lower_precision(options))]
+    precisions = options.dtype or ["float32", lower_precision(options)]
+    return [Side(code, p, True) for code in codes for p in precisions]
 
 
 class Stepper:
