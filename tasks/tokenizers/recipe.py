@@ -11,6 +11,7 @@ from nextscale.core.autoencoder import AutoencoderConfig, lay_out_channels_last
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
+from nextscale.datasets.images import ImageDataset
 from nextscale.tasks.data import ImageData, trainer
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
@@ -80,13 +81,13 @@ class TokenizerRecipe:
 
 
 @torch.no_grad()
-def validate(tokenizer: ResidualVQ, dataset: object, images: int = 2000, batch: int = 64) -> Metrics:
+def validate(tokenizer: ResidualVQ, dataset: ImageDataset, images: int = 2000, batch: int = 64) -> Metrics:
     """PSNR in dB on held-out images, of all scales and of each prefix of the pyramid."""
     total, count = torch.zeros(()), 0
-    limit = min(images, len(dataset))  # type: ignore[arg-type]
+    limit = min(images, len(dataset))
     device = next(tokenizer.parameters()).device
     for start in range(0, limit, batch):
-        pictures = dataset.fetch(range(start, min(start + batch, limit)))["image"].to(device)  # type: ignore[attr-defined]
+        pictures = dataset.fetch(range(start, min(start + batch, limit)))["image"].to(device)
         rebuilt = tokenizer.decode(tokenizer.encode(pictures))
         error = (rebuilt - pictures).square().mean((1, 2, 3)).clamp(min=1e-10)
         total += (10 * torch.log10(4 / error)).sum().cpu()
