@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nextscale.core.fused import linear
 from nextscale.core.random import Draws
 from nextscale.core.sampling import Emission, ScaleContext
 from nextscale.core.transformer import Modulation
@@ -34,7 +35,7 @@ class CategoricalHead(nn.Module):
         """Logits, float32."""
         scale, shift = modulation.unbind(2)
         normed = torch.addcmul(shift, self.norm(x.to(shift.dtype)), 1 + scale)
-        return self.linear(normed.to(self.linear.weight.dtype)).float()
+        return linear(self.linear, normed.to(self.linear.weight.dtype)).float()
 
 
 SPARE = 64

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nextscale.core.attention import attend, attend_segments
 from nextscale.core.cache import KeyValueCache
-from nextscale.core.fused import linear_gelu
+from nextscale.core.fused import linear, linear_gelu
 from nextscale.core.schedule import Segment
 
 MAX_LOG_SCALE = math.log(100)
@@ -105,9 +105,7 @@ class SelfAttention(nn.Module):
     def project(self, x: Float[Tensor, "batch positions width"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (batch, positions, heads, head size), normalised as configured."""
         bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        # One product with its bias, unless an adapter wraps the layer, which then computes more than its weight tells.
-        plain = type(self.qkv) is nn.Linear
-        qkv = F.linear(x, self.qkv.weight, bias) if plain else self.qkv(x) + bias
+        qkv = linear(self.qkv, x, bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
         if self.log_scale is not None:
             scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
@@ -121,7 +119,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)
         out = attend(q, k, v, self.scale) if segments is None else attend_segments(q, k, v, self.scale, segments)
-        return F.dropout(self.projection(out.flatten(2)), self.dropout, self.training)
+        return F.dropout(linear(self.projection, out.flatten(2)), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -134,7 +132,7 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.contract(linear_gelu(x, self.expand)), self.dropout, self.training)
+        return F.dropout(linear(self.contract, linear_gelu(self.expand, x)), self.dropout, self.training)
 
 
 def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
