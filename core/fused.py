@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 FEW_ROWS = 512
 """Up to so many rows oneDNN multiplies faster in float32, by up to a third, than the library taken by default (MKL)."""
 
