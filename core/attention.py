@@ -140,7 +140,7 @@ def attend_segments(
         return _attend_dense(query, key, value, scale, tuple(segments))
     run = select_kernel(query, kernel)
     outputs = [run(query[:, s.start : s.stop], key[:, : s.visible], value[:, : s.visible], scale) for s in segments]
-    return torch.cat(outputs, dim=1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 DENSE_LENGTH = 256

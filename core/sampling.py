@@ -48,14 +48,18 @@ class Session(Protocol):
     Rows are branch by branch: all images of the first branch, then all of the second.
     """
 
-    def step(self, index: int, inputs: Float[Tensor, "batch tokens channels"] | None) -> Tensor:
+    def step(
+        self, index: int, inputs: Float[Tensor, "batch tokens channels"] | None, first: int | None = None
+    ) -> Tensor:
         """Run scale ``index`` for all rows and write the cache.
 
         Args:
             inputs: what was accepted so far, on this scale's grid; None at the first scale.
+            first: run the scales ``first`` to ``index`` in one causal pass; ``inputs`` are then theirs, joined in
+                order (the first scale of all has none). None: ``index`` alone.
 
         Returns:
-            Hidden states, (rows, tokens, width).
+            Hidden states of every position that was run, (rows, tokens, width).
         """
         ...
 
@@ -180,6 +184,21 @@ class ScaleStep:
     total: Tensor
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """Where sampling goes on: everything before a scale is decided already, by another network or by an image.
+
+    Attributes:
+        scales: how many scales are decided; the next to draw has this index.
+        total: what they amount to, as :attr:`ScaleStep.total` after the last of them.
+        inputs: what enters the network at the scales 1 to ``scales``, joined in order.
+    """
+
+    scales: int
+    total: Tensor
+    inputs: Float[Tensor, "batch positions channels"]
+
+
 @torch.inference_mode()
 def sample(
     network: ScaleNetwork,
@@ -189,22 +208,41 @@ def sample(
     emitter: Emitter,
     draws: Draws,
     controls: Sequence[Control] = (),
+    accepted: Accepted | None = None,
+    stop: int | None = None,
 ) -> Iterator[ScaleStep]:
     """Predict the scales one after another, each in one parallel step.
 
     A generator: the caller sees each scale as it is finished, and may stop at any.
+
+    Args:
+        accepted: go on from here instead of from nothing.
+        stop: draw no scale from this index on, and hold no cache for them.
+
+    Raises:
+        ValueError: no scale is left to draw.
     """
-    batch = len(branches[0].condition)
-    session = network.start(torch.cat([branch.condition for branch in branches]), schedule)
-    total = pyramid.begin(batch, schedule)
+    batch, end = len(branches[0].condition), len(schedule) if stop is None else stop
+    begin = 0 if accepted is None else accepted.scales
+    if not begin < end <= len(schedule):
+        raise ValueError(f"there is nothing to draw from scale {begin} to {end} of {len(schedule)}")
+    session = network.start(torch.cat([branch.condition for branch in branches]), schedule.prefix(end))
     inputs: Tensor | None = None
-    for index in range(len(schedule)):
-        hidden = session.step(index, inputs)
+    if accepted is None:
+        total = pyramid.begin(batch, schedule)
+    else:
+        total, inputs = accepted.total, accepted.inputs
+    for index in range(begin, end):
+        if index == begin and begin > 0:
+            # The network has not seen the scales before: one pass over them all fills the cache.
+            hidden = session.step(index, inputs, first=0)[:, -schedule.lengths[index] :]
+        else:
+            hidden = session.step(index, inputs)
         emission = emitter.emit(ScaleContext(index, schedule, hidden, session, branches, batch, pyramid, draws))
         codes = emission.codes
         for control in controls:
             codes = control.adjust(codes, index)
         total = pyramid.advance(total, codes, schedule, index)
         yield ScaleStep(index, emission.tokens, emission.logits, codes, total)
-        if index + 1 < len(schedule):
+        if index + 1 < end:
             inputs = pyramid.next_input(total, schedule, index + 1)

@@ -155,6 +155,12 @@ class ScaleSchedule:
         """Attention under next-scale visibility: every scale's queries see all scales up to their own."""
         return tuple(Segment(start, stop, stop) for start, stop in self.ranges)
 
+    def causal(self, first: int, last: int) -> tuple[Segment, ...]:
+        """The same for the queries of the scales ``first`` to ``last`` alone, the earlier keys being cached."""
+        offset = self.ranges[first][0]
+        part = self.segments[first : last + 1]
+        return tuple(Segment(s.start - offset, s.stop - offset, s.visible) for s in part)
+
     def levels(self, device: torch.device | str | None = None) -> Tensor:
         """int64 (length,): the scale index of every position."""
         return _levels(self, torch.device(device or "cpu"))

@@ -347,11 +347,17 @@ class VARSession:
             len(labels), schedule.length, self._modulations[0].dtype
         )
 
-    def step(self, index: int, inputs: Tensor | None) -> Tensor:
-        model, rows = self._model, len(self._condition)
-        x = model.embed(inputs, self._schedule, *self._schedule.ranges[index])
-        x = x + self._condition[:, None] if inputs is None else x.repeat(rows // len(x), 1, 1)
-        return model.transformer(x, self._modulations, cache=self._cache)
+    def step(self, index: int, inputs: Tensor | None, first: int | None = None) -> Tensor:
+        model, schedule, rows = self._model, self._schedule, len(self._condition)
+        begin, (start, stop) = index if first is None else first, schedule.ranges[index]
+        parts: list[Tensor] = []
+        if begin == 0:
+            parts.append(model.embed(None, schedule, 0, schedule.lengths[0]) + self._condition[:, None])
+        if inputs is not None:
+            x = model.embed(inputs, schedule, stop - inputs.shape[1], stop)
+            parts.append(x.repeat(rows // len(x), 1, 1))
+        x = torch.cat(parts, dim=1)
+        return model.transformer(x, self._modulations, schedule.causal(begin, index), self._cache)
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
         return self._model.head(hidden[rows], self._head_modulation[rows])

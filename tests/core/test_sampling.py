@@ -9,7 +9,7 @@ from torch import Tensor
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.quantizer import QuantizerConfig, ResidualQuantizer
 from nextscale.core.random import ImageDraws
-from nextscale.core.sampling import Branch, ScaleStep, classifier_free, sample
+from nextscale.core.sampling import Accepted, Branch, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
 
 SCHEDULE = ScaleSchedule.squares(1, 2, 4)
@@ -33,7 +33,11 @@ class Running:
         self.network, self.schedule, self.memory = network, schedule, conditions.float()[:, None, None]
         self.index = 0
 
-    def step(self, index: int, inputs: Tensor | None) -> Tensor:
+    def step(self, index: int, inputs: Tensor | None, first: int | None = None) -> Tensor:
+        if first is not None and first < index:
+            parts = [] if inputs is None else list(inputs.split(self.schedule.lengths[max(first, 1) : index + 1], 1))
+            given = [None, *parts] if first == 0 else parts
+            return torch.cat([self.step(first + i, part) for i, part in enumerate(given)], 1)
         self.index = index
         self.network.scales.append(index)
         tokens = self.schedule[index].tokens
@@ -126,3 +130,40 @@ def test_a_control_decides_what_enters_the_sum() -> None:
 def test_a_scale_without_any_branch_is_refused() -> None:
     with pytest.raises(ValueError, match="weight 0 at scale 1"):
         run([Branch(torch.tensor([1, 2]), (1.0, 0.0, 1.0))], Network(torch.randn(5, CODES)), pyramid())
+
+
+@pytest.mark.parametrize("scales", [1, 2])
+def test_two_networks_share_the_scales(scales: int) -> None:
+    """One that stops and one that goes on give what one alone gives."""
+    quantizer, weight = pyramid(), torch.randn(5, CODES)
+    labels, other = torch.tensor([1, 2]), torch.tensor([7, 7])
+    branches = classifier_free(labels, other, 2.0, SCHEDULE)
+    whole = run(branches, Network(weight), quantizer)
+    draws, emitter = ImageDraws([1, 2]), CategoricalEmitter()
+    drafter, refiner = Network(weight), Network(weight)
+    steps = list(sample(drafter, quantizer, SCHEDULE, branches, emitter, draws, stop=scales))
+    inputs = [quantizer.next_input(step.total, SCHEDULE, step.index + 1) for step in steps]
+    accepted = Accepted(scales, steps[-1].total, torch.cat(inputs, 1))
+    steps += sample(refiner, quantizer, SCHEDULE, branches, emitter, draws, accepted=accepted)
+    assert drafter.scales == list(range(scales))
+    assert refiner.scales == [0, 1, 2]
+    assert [step.index for step in steps] == [0, 1, 2]
+    for ours, expected in zip(steps, whole, strict=True):
+        assert torch.equal(ours.tokens, expected.tokens)
+        torch.testing.assert_close(ours.total, expected.total)
+
+
+def test_an_empty_share_of_the_scales_is_refused() -> None:
+    branches = [Branch(torch.tensor([1]), (1.0,) * 3)]
+    with pytest.raises(ValueError, match="nothing to draw from scale 0 to 0"):
+        list(
+            sample(
+                Network(torch.randn(5, CODES)),
+                pyramid(),
+                SCHEDULE,
+                branches,
+                CategoricalEmitter(),
+                ImageDraws([0]),
+                stop=0,
+            )
+        )
