@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,13 @@ def draw(
     official_draws: bool = False,
     forming: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Iterator[Drawn]:
-    """The images of :meth:`VAR.generate <nextscale.tasks.generation.var.VAR.generate>`, one batch at a time.
+    """The images of ``generate`` (:class:`nextscale.tasks.generation.class_conditional.ClassConditional`), by batches.
 
     Args:
+        given: what the model's ``steps`` takes beside the class; of tensors, one row per image. An entry
+            ``schedule`` is the list of scales to draw, where the model takes one.
         forming: keep what is decoded after each scale for so many images, the first.
         progress: called with (scales done, scales in all) over all batches.
 
@@ -64,8 +67,8 @@ def draw(
         raise ValueError(f"a {type(model).__name__} draws no images; give a generator such as var-d16")
     emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
     seeds = image_seeds(seed, n)
-    labels = model.labels(condition, n)
-    scales, batches = len(model.config.schedule), -(-n // batch_size)
+    labels, given = model.labels(condition, n), given or {}
+    scales, batches = len(given.get("schedule") or model.config.schedule), -(-n // batch_size)
     for number, start in enumerate(range(0, n, batch_size)):
         chosen = labels[start : start + batch_size]
         draws = model.draws(seeds[start : start + batch_size], official_draws)
@@ -75,16 +78,15 @@ def draw(
             chosen = torch.where(chosen < 0, draws.integers(model.config.classes, len(chosen)).cpu(), chosen)
         few = max(min(forming - start, len(chosen)), 0)
         tokens, totals = [], []
-        for step in model.steps(chosen.to(model.device), draws=draws, emitter=emitter, guidance=guidance):
+        part = {k: v[start : start + batch_size] if isinstance(v, Tensor) else v for k, v in given.items()}
+        for step in model.steps(chosen.to(model.device), draws=draws, emitter=emitter, guidance=guidance, **part):
             tokens.append(step.tokens.cpu())
             total = step.total
             totals.append(total[:few])
             if progress is not None:
                 progress(number * scales + step.index + 1, batches * scales)
-        images = (model.tokenizer.decode_features(total).cpu() + 1) / 2
-        pictures = None
-        if few:
-            pictures = torch.stack([(model.tokenizer.decode_features(part).cpu() + 1) / 2 for part in totals])
+        images = model.picture(total).cpu()
+        pictures = torch.stack([model.picture(first).cpu() for first in totals]) if few else None
         yield Drawn(images, chosen.tolist(), seeds[start : start + batch_size], torch.cat(tokens, 1), pictures)
 
 

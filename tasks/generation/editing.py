@@ -18,7 +18,8 @@ from torch import Tensor
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import ImageDraws, image_seeds
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.tasks.generation.var import VAR, Condition
+from nextscale.tasks.generation.class_conditional import Condition
+from nextscale.tasks.generation.var import VAR
 
 ALWAYS_KEPT = 3
 """Grids of at most so many cells are kept wholly: they carry the image's overall colour."""

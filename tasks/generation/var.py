@@ -7,7 +7,7 @@ FoundationVision/VAR.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from nextscale.core.cache import KeyValueCache
 from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, save_folder, weightless
 from nextscale.core.config import from_json, to_json
 from nextscale.core.heads import CategoricalEmitter, CategoricalHead
-from nextscale.core.random import BatchDraws, Draws, ImageDraws
-from nextscale.core.sampling import Control, ScaleStep, classifier_free, sample
+from nextscale.core.random import Draws
+from nextscale.core.sampling import Accepted, Control, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
-from nextscale.datasets.imagenet import IMAGENET, find_class
-from nextscale.tasks.generation.drawing import draw
+from nextscale.datasets.imagenet import IMAGENET
+from nextscale.tasks.generation.class_conditional import ClassConditional
 from nextscale.tasks.tokenizers.residual_vq import (
     SCHEDULE_256,
     SCHEDULE_512,
@@ -35,8 +35,6 @@ from nextscale.tasks.tokenizers.residual_vq import (
 )
 
 SYSTEM = "var"
-
-Condition = int | str | Sequence[int | str | None] | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ PRESETS: dict[str, VARConfig] = {
 """Released models, by name."""
 
 
-class VAR(nn.Module):
+class VAR(ClassConditional):
     """The transformer over a token pyramid, together with the tokenizer that makes and draws it.
 
     The tokenizer is frozen: it takes no gradient and stays in evaluation form.
@@ -101,15 +99,6 @@ class VAR(nn.Module):
         self.transformer = NextScaleTransformer(config.transformer)
         self.head = CategoricalHead(width, config.vocabulary, config.transformer.norm_eps)
 
-    def train(self, mode: bool = True) -> VAR:
-        super().train(mode)
-        self.tokenizer.eval()
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.class_embedding.weight.device
-
     @property
     def dtype(self) -> torch.dtype:
         return self.word_embedding.weight.dtype
@@ -126,10 +115,6 @@ class VAR(nn.Module):
         if inputs is None:
             return self.start_position + place
         return self.word_embedding(inputs.to(self.dtype)) + place
-
-    def drop_labels(self, labels: Int[Tensor, " batch"], uniform: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """Labels replaced by "no class" where ``uniform`` in [0, 1) is below the configured share."""
-        return torch.where(uniform < self.config.label_drop, self.config.classes, labels)
 
     def forward(
         self,
@@ -186,6 +171,8 @@ class VAR(nn.Module):
         emitter: CategoricalEmitter | None = None,
         guidance: float | None = None,
         controls: Sequence[Control] = (),
+        accepted: Accepted | None = None,
+        stop: int | None = None,
     ) -> Iterator[ScaleStep]:
         """Sample, scale by scale: the lower-level form of :meth:`generate`.
 
@@ -193,94 +180,14 @@ class VAR(nn.Module):
             labels: one class per image; ``classes`` is "no class".
             guidance: strength t at the last scale: logits = (1 + t) conditional - t unconditional; None: the
                 configuration's.
+            accepted, stop: begin later or end earlier (:func:`nextscale.core.sampling.sample`).
         """
         schedule = self.config.schedule
         guidance = self.config.guidance if guidance is None else guidance
         branches = classifier_free(labels, torch.full_like(labels, self.config.classes), guidance, schedule)
         quantizer = self.tokenizer.quantizer
-        return sample(self, quantizer, schedule, branches, emitter or CategoricalEmitter(), draws, controls)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        condition: Condition = None,
-        n: int | None = None,
-        seed: int | Sequence[int] = 0,
-        *,
-        guidance: float | None = None,
-        top_k: int | Sequence[int] = 900,
-        top_p: float | Sequence[float] = 0.96,
-        temperature: float | Sequence[float] = 1.0,
-        smooth: bool = False,
-        batch_size: int = 16,
-        official_draws: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Float[Tensor, "n 3 height width"]:
-        """Images in [0, 1], on the CPU.
-
-        Args:
-            condition: a class number or name, a sequence of them (repeated to ``n`` images), or None: drawn at
-                random from each image's seed. "no class" is ``config.classes``.
-            n: number of images; None: as many as there are conditions.
-            seed: image i is drawn from ``seed + i``, so it comes out the same alone and in any batch; or one
-                seed per image.
-            guidance: see :func:`nextscale.core.sampling.classifier_free`; None: the configuration's.
-            top_k, top_p, temperature, smooth: see :class:`nextscale.core.heads.CategoricalEmitter`. The defaults
-                are those of the official figures.
-            batch_size: images computed at once; only memory and speed depend on it, without ``official_draws``.
-            official_draws: consume one generator per batch in the official code's order, seeded with the batch's
-                first seed: the same pictures as the official code draws from that seed with the same batch.
-            progress: called with (scales done, scales in all) over all batches.
-
-        Raises:
-            ValueError: a class is unknown, ``n`` is below 1, or the number of seeds is another.
-        """
-        if n is None:
-            n = 1 if condition is None or isinstance(condition, int | str) else len(condition)
-        batches = draw(
-            self,
-            condition,
-            n,
-            seed,
-            guidance=guidance,
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            smooth=smooth,
-            batch_size=batch_size,
-            official_draws=official_draws,
-            progress=progress,
-        )
-        return torch.cat([batch.images for batch in batches])
-
-    def draws(self, seeds: Sequence[int], official: bool = False) -> Draws:
-        """Randomness for a batch: a generator per image, or one on the model's device in the official order."""
-        if official:
-            return BatchDraws(torch.Generator(self.device).manual_seed(seeds[0]))
-        return ImageDraws(seeds)
-
-    def labels(self, condition: Condition, n: int) -> Int[Tensor, " n"]:
-        """Class numbers of ``n`` images; -1 where the class is to be drawn.
-
-        Raises:
-            ValueError: a number is outside [0, classes], a name is unknown or ambiguous.
-        """
-        given = [condition] if condition is None or isinstance(condition, int | str) else list(condition)
-        if not given:
-            raise ValueError("the list of classes is empty; give at least one, or None for random ones")
-        numbers = [-1 if item is None else self._label(item) for item in given]
-        return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
-
-    def _label(self, item: int | str) -> int:
-        text = str(item)
-        if text.lstrip("-").isdigit():
-            if not 0 <= int(text) <= self.config.classes:
-                raise ValueError(
-                    f"class {item} does not exist: classes are 0 to {self.config.classes - 1}, and "
-                    f"{self.config.classes} is no class"
-                )
-            return int(text)
-        return find_class(text, self.config.class_names)
+        emitter = emitter or CategoricalEmitter()
+        return sample(self, quantizer, schedule, branches, emitter, draws, controls, accepted, stop)
 
     # --- files -------------------------------------------------------------------------------------------
 
@@ -349,7 +256,7 @@ class VARSession:
 
     def step(self, index: int, inputs: Tensor | None, first: int | None = None) -> Tensor:
         model, schedule, rows = self._model, self._schedule, len(self._condition)
-        begin, (start, stop) = index if first is None else first, schedule.ranges[index]
+        begin, stop = index if first is None else first, schedule.ranges[index][1]
         parts: list[Tensor] = []
         if begin == 0:
             parts.append(model.embed(None, schedule, 0, schedule.lengths[0]) + self._condition[:, None])
