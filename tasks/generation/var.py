@@ -26,6 +26,13 @@ from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
 from nextscale.datasets.imagenet import IMAGENET
 from nextscale.tasks.generation.class_conditional import ClassConditional
+from nextscale.tasks.generation.official_layout import (
+    MODEL_RULES,
+    derived_buffers,
+    from_layout,
+    to_layout,
+    transformer_config,
+)
 from nextscale.tasks.tokenizers.residual_vq import (
     SCHEDULE_256,
     SCHEDULE_512,
@@ -208,13 +215,8 @@ class VAR(ClassConditional):
 
     def to_official(self) -> dict[str, Tensor]:
         """The transformer's official state dict; loads strictly into the official code."""
-        state = {_KEYS.to_official(k): v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
-        for name, value in state.items():
-            if name.endswith("scale_mul_1H11"):
-                state[name] = value.view(1, -1, 1, 1)
-            elif name.endswith("ada_gss"):
-                state[name] = value[None, None]
-        return state | _derived_buffers(self.config)
+        state = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+        return to_layout(_KEYS, state) | derived_buffers(self.config.schedule)
 
     @classmethod
     def from_official(cls, content: Mapping[str, Any], tokenizer: ResidualVQ, **overrides: Any) -> VAR:
@@ -232,12 +234,7 @@ class VAR(ClassConditional):
         config = config_from_official(state, **overrides)
         with weightless():
             model = cls(config, tokenizer)
-        own: dict[str, Tensor] = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
-        for name, value in state.items():
-            if name in _BUFFERS or name.endswith("attn.zero_k_bias"):
-                continue
-            shape = (-1,) if name.endswith("scale_mul_1H11") else value.shape[2:] if name.endswith("ada_gss") else None
-            own[_KEYS.from_official(name)] = value if shape is None else value.reshape(shape)
+        own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()} | from_layout(_KEYS, state)
         assign(model, own, "VAR")
         return model.eval()
 
@@ -273,28 +270,7 @@ class VARSession:
 # --- the official checkpoint --------------------------------------------------------------------------
 
 NESTED = (("trainer", "var_wo_ddp"), ("state_dict",), ("model",))
-_BUFFERS = ("lvl_1L", "attn_bias_for_masking")
-_KEYS = KeyMap(
-    [
-        ("start_position", "pos_start"),
-        ("position_embedding", "pos_1LC"),
-        ("word_embedding", "word_embed"),
-        ("class_embedding", "class_emb"),
-        ("level_embedding", "lvl_embed"),
-        ("transformer.shared_modulation.linear", "shared_ada_lin.1"),
-        ("transformer.blocks.*.modulation.linear", "blocks.*.ada_lin.1"),
-        ("transformer.blocks.*.modulation_offset", "blocks.*.ada_gss"),
-        ("transformer.blocks.*.attention.log_scale", "blocks.*.attn.scale_mul_1H11"),
-        ("transformer.blocks.*.attention.query_bias", "blocks.*.attn.q_bias"),
-        ("transformer.blocks.*.attention.value_bias", "blocks.*.attn.v_bias"),
-        ("transformer.blocks.*.attention.qkv", "blocks.*.attn.mat_qkv"),
-        ("transformer.blocks.*.attention.projection", "blocks.*.attn.proj"),
-        ("transformer.blocks.*.feed_forward.expand", "blocks.*.ffn.fc1"),
-        ("transformer.blocks.*.feed_forward.contract", "blocks.*.ffn.fc2"),
-        ("head.modulation.linear", "head_nm.ada_lin.1"),
-        ("head.linear", "head"),
-    ]
-)
+_KEYS = KeyMap(MODEL_RULES)
 
 
 def is_official(content: Mapping[str, Any]) -> bool:
@@ -312,29 +288,13 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
     Raises:
         CheckpointError: an entry that sizes are read from is missing, or the scale list cannot be told.
     """
+    transformer = transformer_config(state, heads=overrides.get("heads"), norm_eps=overrides.get("norm_eps"))
     try:
-        width, code_channels = state["word_embed.weight"].shape
-        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-        cosine = "blocks.0.attn.scale_mul_1H11" in state
-        hidden = state["blocks.0.ffn.fc1.weight"].shape[0]
+        code_channels = state["word_embed.weight"].shape[1]
         classes, vocabulary = state["class_emb.weight"].shape[0] - 1, state["head.weight"].shape[0]
         schedule = overrides.get("schedule") or _schedule(state)
-    except CheckpointError:
-        raise
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise CheckpointError(f"the state dict lacks an entry of VAR: {error}") from None
-    heads = overrides.get("heads") or (state["blocks.0.attn.scale_mul_1H11"].numel() if cosine else width // 64)
-    transformer = TransformerConfig(
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_ratio=hidden / width,
-        conditioning="shared" if "shared_ada_lin.1.weight" in state else "block",
-        attention="cosine" if cosine else "dot",
-        drop_path=0.1 * depth / 24,
-        norm_eps=overrides.get("norm_eps", 1e-6),
-    )
-    names = IMAGENET if classes == len(IMAGENET) else None
     return VARConfig(
         transformer,
         classes,
@@ -342,7 +302,7 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
         code_channels,
         ScaleSchedule.parse(schedule),
         overrides.get("label_drop", 0.1),
-        names,
+        IMAGENET if classes == len(IMAGENET) else None,
     )
 
 
@@ -361,13 +321,3 @@ def _schedule(state: Mapping[str, Tensor]) -> ScaleSchedule:
         f"the file has {length} positions in {scales} scales, which is no published list, and no level index "
         '(lvl_1L) that would tell the sides; name them with schedule="1 2 3 ..."'
     )
-
-
-def _derived_buffers(config: VARConfig) -> dict[str, Tensor]:
-    """What official files hold although it follows from the scale list."""
-    schedule = config.schedule
-    bias = torch.zeros(schedule.length, schedule.length).masked_fill_(~schedule.mask(), -torch.inf)
-    zeros = {
-        f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.transformer.width) for i in range(config.transformer.depth)
-    }
-    return {"lvl_1L": schedule.levels()[None].clone(), "attn_bias_for_masking": bias[None, None], **zeros}

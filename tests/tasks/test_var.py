@@ -83,7 +83,7 @@ def test_a_file_of_something_else_is_named(tiny: SimpleNamespace, tokenizer: Res
         VAR.from_official(tokenizer.to_official(), tokenizer)
     state = tiny.var(tokenizer).to_official()
     del state["word_embed.weight"]
-    with pytest.raises(CheckpointError, match=r"lacks an entry of VAR: 'word_embed\.weight'"):
+    with pytest.raises(CheckpointError, match=r"lacks an entry of the VAR family: 'word_embed\.weight'"):
         VAR.from_official(state, tokenizer)
     with pytest.raises(ValueError, match="speaks 16 codes of 4 numbers, the tokenizer 8 of 4"):
         VAR(tiny.var(tokenizer).config, tiny.tokenizer(vocabulary=8))
