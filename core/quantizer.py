@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import torch
@@ -86,24 +87,26 @@ class QuantizerOutput:
     rests: list[Tensor]
 
 
-class ResidualQuantizer(nn.Module):
-    """Features <-> token pyramid. Runs in float32 whatever the surrounding precision."""
+class VectorQuantizer(nn.Module):
+    """A codebook and the search in it. Runs in float32 whatever the surrounding precision.
 
-    def __init__(self, config: QuantizerConfig) -> None:
+    Args:
+        unit_norm: search by angle instead of distance.
+    """
+
+    def __init__(self, vocabulary: int, channels: int, unit_norm: bool = False) -> None:
         super().__init__()
-        self.config = config
-        self.codebook = nn.Embedding(config.vocabulary, config.channels)
-        count = config.smoothers if abs(config.smoothing) > 1e-6 else 0
-        self.smoothers = nn.ModuleList(Smoother(config.channels, config.smoothing) for _ in range(count))
-        nn.init.uniform_(self.codebook.weight, -1 / config.vocabulary, 1 / config.vocabulary)
+        self.codebook = nn.Embedding(vocabulary, channels)
+        self.unit_norm = unit_norm
+        nn.init.uniform_(self.codebook.weight, -1 / vocabulary, 1 / vocabulary)
 
     @property
     def vectors(self) -> Float[Tensor, "vocabulary channels"]:
-        """The code vectors, float32."""
+        """What the symbols stand for, float32."""
         return self.codebook.weight.float()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResidualQuantizer:
-        """Moves go with the model, casts do not: codes and their sum stay float32 in a bfloat16 model."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves go with the model, casts do not: codes and what is made of them stay float32 in a bfloat16 model."""
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
@@ -111,19 +114,29 @@ class ResidualQuantizer(nn.Module):
 
         return super()._apply(moved, recurse)
 
-    # --- single steps ------------------------------------------------------------------------------------
-
     def nearest(self, z: Float[Tensor, "cells channels"]) -> Int[Tensor, " cells"]:
         """Index of the nearest code, the first on ties."""
         codes = self.codebook.weight.float()
-        if self.config.unit_norm:
+        if self.unit_norm:
             return (F.normalize(z, dim=-1) @ F.normalize(codes, dim=-1).T).argmax(1)
         distance = z.square().sum(1, keepdim=True) + codes.square().sum(1)
         return torch.addmm(distance, z, codes.T, alpha=-2).argmin(1)
 
     def lookup(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens channels"]:
         """The code vectors of tokens."""
-        return self.codebook(tokens).float()
+        return F.embedding(tokens, self.vectors)
+
+
+class ResidualQuantizer(VectorQuantizer):
+    """Features <-> token pyramid. Runs in float32 whatever the surrounding precision."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__(config.vocabulary, config.channels, config.unit_norm)
+        self.config = config
+        count = config.smoothers if abs(config.smoothing) > 1e-6 else 0
+        self.smoothers = nn.ModuleList(Smoother(config.channels, config.smoothing) for _ in range(count))
+
+    # --- single steps ------------------------------------------------------------------------------------
 
     def shrink(self, features: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
         """Features at the grid of scale ``index``, by area; the finest scale is taken as it is."""
