@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,20 +15,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder, lay_out_channels_last
+from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder
 from nextscale.core.checkpoint import (
     CheckpointError,
     KeyMap,
     assign,
     find_state_dict,
-    read_folder,
-    read_tensors,
-    save_folder,
     weightless,
 )
-from nextscale.core.config import from_json, to_json
 from nextscale.core.quantizer import QuantizerConfig, QuantizerOutput, ResidualQuantizer
 from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 
 SYSTEM = "residual-vq"
 SCHEDULE_256 = ScaleSchedule.squares(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -63,8 +59,11 @@ class TokenizerOutput:
     quantizer: QuantizerOutput
 
 
-class ResidualVQ(nn.Module):
+class ResidualVQ(ImageTokenizer):
     """Image in [-1, 1] <-> token pyramid."""
+
+    system = SYSTEM
+    config_class = ResidualVQConfig
 
     def __init__(self, config: ResidualVQConfig | None = None) -> None:
         super().__init__()
@@ -78,66 +77,6 @@ class ResidualVQ(nn.Module):
         self.quantizer = ResidualQuantizer(config.quantizer)
         self.post_quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
         self.decoder = Decoder(config.autoencoder)
-
-    @property
-    def stride(self) -> int:
-        """Image pixels per cell of the finest map, along each side."""
-        return self.config.autoencoder.stride
-
-    def image_size(self, schedule: ScaleSchedule | None = None) -> tuple[int, int]:
-        """(height, width) of the images a schedule stands for."""
-        return (schedule or self.config.schedule).scaled(self.stride)
-
-    def features(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch codes height/stride width/stride"]:
-        """The continuous latent that is quantised, float32.
-
-        Raises:
-            ValueError: the image's sides are not multiples of the stride.
-        """
-        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
-            raise ValueError(
-                f"images are {images.shape[-2]} x {images.shape[-1]} pixels; "
-                f"both sides must be multiples of {self.stride}"
-            )
-        images = images.to(dtype=self.quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.quant_conv(self.encoder(images)).float()
-
-    @torch.no_grad()
-    def encode(
-        self, images: Float[Tensor, "batch 3 height width"], schedule: ScaleSchedule | None = None
-    ) -> Int[Tensor, "batch length"]:
-        """Tokens of all scales, in one sequence. Images in [-1, 1]."""
-        return torch.cat(self.quantizer.encode(self.features(images), schedule or self.config.schedule)[0], dim=1)
-
-    def decode_features(
-        self, features: Float[Tensor, "batch codes height width"]
-    ) -> Float[Tensor, "batch 3 height*stride width*stride"]:
-        """The image of a (quantised) latent, clamped to [-1, 1], float32."""
-        self._lay_out_decoder()
-        dtype = self.post_quant_conv.weight.dtype
-        latent = self.post_quant_conv(features.to(dtype=dtype, memory_format=torch.channels_last))
-        # A CPU gains nothing from a batch of convolutions; one image at a time keeps the memory small.
-        parts = latent.split(1 if latent.device.type == "cpu" else len(latent))
-        return torch.cat([self.decoder(part).float() for part in parts]).clamp_(-1, 1)
-
-    def _lay_out_decoder(self) -> None:
-        """Store the decoder's weights channels last, the layout that convolutions are fastest in.
-
-        At the first use, because files hold the other layout and stay memory-mapped until they are needed.
-        """
-        if not self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
-            # Outside inference mode: weights made inside one could not be trained later.
-            with torch.inference_mode(False):
-                lay_out_channels_last(self.decoder)
-
-    @torch.no_grad()
-    def decode(
-        self, tokens: Int[Tensor, "batch length"], schedule: ScaleSchedule | None = None
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """The image of a whole pyramid of tokens."""
-        return self.decode_features(self.quantizer.decode(tokens, schedule or self.config.schedule)[-1])
 
     @torch.no_grad()
     def decode_ragged(
@@ -172,32 +111,6 @@ class ResidualVQ(nn.Module):
         squared = F.mse_loss(output.reconstruction.float(), batch["image"])
         metrics = {"squared": squared.detach(), "quantizer": output.quantizer.loss.detach()}
         return squared + output.quantizer.loss, metrics
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``model.safetensors`` and ``config.json``; :meth:`load` reads them back."""
-        return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": to_json(self.config)})
-
-    @classmethod
-    def load(cls, source: str | Path, **overrides: Any) -> ResidualVQ:
-        """From a folder written by :meth:`save`, or from an official file.
-
-        Args:
-            overrides: as for :meth:`from_official`; for official files only.
-        """
-        if not Path(source).is_dir():
-            return cls.from_official(read_tensors(source), **overrides)
-        state, config = read_folder(source)
-        return cls.from_saved(state, config)
-
-    @classmethod
-    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> ResidualVQ:
-        """From the content of a saved folder."""
-        if config.get("system") != SYSTEM:
-            raise CheckpointError(f"this is a saved {config.get('system')!r}, expected {SYSTEM!r}")
-        with weightless():
-            model = cls(from_json(ResidualVQConfig, config["config"]))
-        assign(model, state, "the saved tokenizer")
-        return model.eval()
 
     def to_official(self) -> dict[str, Tensor]:
         """The official state dict; loads strictly into the official code."""
