@@ -118,10 +118,14 @@ class VAR(ClassConditional):
         Args:
             inputs: (batch, positions, code channels); None at the first scale.
         """
-        place = self.position_embedding[:, start:stop] + self.level_embedding(schedule.levels(self.device)[start:stop])
+        place = self.place(schedule, start, stop)
         if inputs is None:
             return self.start_position + place
         return self.word_embedding(inputs.to(self.dtype)) + place
+
+    def place(self, schedule: ScaleSchedule, start: int, stop: int) -> Float[Tensor, "1 positions width"]:
+        """What tells the flat positions [start, stop) and their levels."""
+        return self.position_embedding[:, start:stop] + self.level_embedding(schedule.levels(self.device)[start:stop])
 
     def forward(
         self,
