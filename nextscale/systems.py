@@ -71,3 +71,29 @@ def find_system(name: str) -> System:
     if name not in SYSTEMS:
         raise ValueError(f"unknown system {name!r}; known are {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Something that can be trained.
+
+    Attributes:
+        place: ``module:class`` of the recipe, a dataclass of options with ``trainer``, ``examples`` and ``finish``.
+    """
+
+    place: str
+    summary: str
+
+    @property
+    def recipe_class(self) -> Any:
+        module, name = self.place.split(":")
+        return getattr(import_module(module), name)
+
+
+RECIPES: dict[str, Recipe] = {
+    "tokenizer": Recipe(
+        "nextscale.tasks.tokenizers.recipe:TokenizerRecipe", "images <-> residual token pyramids; first of the two"
+    ),
+    "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
+}
+"""What ``nextscale train`` trains, by name."""

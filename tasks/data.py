@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nextscale.core.training import Batch, Trainer, TrainingConfig
 from nextscale.datasets.draws import uniforms_of
 from nextscale.datasets.images import ImageDataset, open_images
 from nextscale.datasets.loader import make_loader
 from nextscale.datasets.sampler import EpochSampler
+
+Load = Callable[..., Any]
+"""Reads a model: of its file or folder, and, where a file's own tokenizer is to be replaced, another tokenizer."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures of how far a run has come.
+
+    Attributes:
+        rows: (caption, images (3, height, width) in [0, 1]).
+        headings: one per column.
+    """
+
+    rows: Sequence[tuple[str, Sequence[Tensor]]]
+    headings: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,3 +101,8 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
 def trainer(config: TrainingConfig, task: Any, dataset: Any, hooks: Any = None) -> Trainer:
     """A trainer of ``task`` on ``dataset``."""
     return Trainer(config, task, stream(dataset, config), len(dataset), hooks)
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The model itself where it is a tokenizer, else the tokenizer inside it."""
+    return getattr(model, "tokenizer", model)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-KINDS = {
-    "tokenizer": "images <-> token pyramids; first of the two",
-    "var": "class-conditional transformer over tokens",
-}
+from nextscale.systems import RECIPES
 
 HARMLESS = (
     "output",
@@ -23,48 +20,42 @@ HARMLESS = (
 """Entries of ``training`` that a run may change when it is taken up again."""
 
 
+MODEL_OPTIONS = ("tokenizer", "init", "base", "teacher")
+"""Options of recipes that name a model."""
+
+
 def add_arguments(parser: Any) -> None:
     commands = parser.add_subcommands(title="what to train", metavar="WHAT")
-    for kind, summary in KINDS.items():
-        commands.add_subcommand(kind, recipe_parser(kind), help=summary)
+    for kind, recipe in RECIPES.items():
+        commands.add_subcommand(kind, recipe_parser(kind), help=recipe.summary)
 
 
 def recipe_parser(kind: str) -> Any:
     """A parser with an option for every field of the recipe, and ``--config`` for a YAML file of them."""
     from nextscale.cli.parsing import new_parser
 
-    parser = new_parser(f"nextscale train {kind}", f"Train a model: {KINDS[kind]}.")
+    parser = new_parser(f"nextscale train {kind}", f"Train a model: {RECIPES[kind].summary}.")
     parser.add_argument("--config", action="config", help="YAML file of these options; those typed after it win")
-    parser.add_class_arguments(recipe_class(kind), None)
+    parser.add_class_arguments(RECIPES[kind].recipe_class, None)
     for group in parser._action_groups:
         if group.title and group.title.startswith("Attributes"):
             group.title = "more options"
     return parser
 
 
-def recipe_class(kind: str) -> Any:
-    if kind == "tokenizer":
-        from nextscale.tasks.tokenizers.recipe import TokenizerRecipe
-
-        return TokenizerRecipe
-    from nextscale.tasks.generation.var_recipe import VARRecipe
-
-    return VARRecipe
-
-
 def run(arguments: Any) -> None:
     kind = arguments.subcommand
     recipe = make_recipe(kind, arguments[kind])
-    train(kind, recipe)
+    train(recipe)
 
 
 def make_recipe(kind: str, options: Any) -> Any:
     """The recipe of parsed options, with names of models replaced by where they lie."""
     from dataclasses import fields, replace
 
-    made = recipe_parser(kind).instantiate(options)
-    recipe = recipe_class(kind)(**{f.name: made[f.name] for f in fields(recipe_class(kind))})
-    places = {name: model_place(getattr(recipe, name)) for name in ("tokenizer", "init") if getattr(recipe, name, None)}
+    made, recipe_class = recipe_parser(kind).instantiate(options), RECIPES[kind].recipe_class
+    recipe = recipe_class(**{f.name: made[f.name] for f in fields(recipe_class)})
+    places = {name: model_place(getattr(recipe, name)) for name in MODEL_OPTIONS if getattr(recipe, name, None)}
     return replace(recipe, **places)
 
 
@@ -81,7 +72,7 @@ def model_place(source: str) -> str:
     return str(inner if path.is_dir() and not (path / "config.json").is_file() and inner.is_dir() else path)
 
 
-def train(kind: str, recipe: Any) -> None:
+def train(recipe: Any) -> None:
     """Run a recipe to its end, or on from where it was stopped.
 
     Raises:
@@ -99,8 +90,8 @@ def train(kind: str, recipe: Any) -> None:
     main = PartialState().is_main_process
     with progress_of(recipe.training, enabled=main) as report:
         hooks = Hooks(progress=report)
-        runner = recipe.trainer(hooks) if kind == "tokenizer" else recipe.trainer(load_initial, hooks)
-        runner.hooks.sample = sampler(kind, recipe, runner)
+        runner = recipe.trainer(load_initial, hooks)
+        runner.hooks.sample = sampler(recipe, runner)
         if main:
             write_config(recipe, folder)
             start = runner.checkpoints()
@@ -164,31 +155,37 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, value in settings.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
 
 
-# --- fine-tuning --------------------------------------------------------------------------------------
+# --- models to start from -----------------------------------------------------------------------------
 
 
-def load_initial(source: str, tokenizer: Any) -> Any:
-    """The VAR to start from.
+def load_initial(source: str, tokenizer: Any = None) -> Any:
+    """A model that a recipe starts from or builds on.
 
-    A saved folder has its own tokenizer. With an official file, a tokenizer with other codes than the file's stands
-    in for the one it was trained with: the recipe then puts the new one in its place.
+    Args:
+        tokenizer: stands in for the one an official file was trained with. Where its codes are others, an empty
+            tokenizer of the file's own codes is put in: the recipe then replaces it.
     """
+    from nextscale.loading import build, open_source
+
+    opened = open_source(source)
+    if opened.config is not None or tokenizer is None or opened.system.name != "var":
+        return build(opened)
+    return build(opened, tokenizer=_fitting(opened.content, tokenizer))
+
+
+def _fitting(content: Any, tokenizer: Any) -> Any:
+    """The tokenizer where an official VAR speaks its codes, else one without weights that has the file's."""
+    from dataclasses import replace
+
     import torch
 
-    from nextscale.loading import build, open_source
     from nextscale.tasks.generation import var
     from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 
-    opened = open_source(source, var.SYSTEM)
-    if opened.config is not None or tokenizer is None:
-        return build(opened)
-    state = var.find_state_dict(opened.content, var.NESTED, "pos_1LC")
-    config = var.config_from_official(state)
+    config = var.config_from_official(var.find_state_dict(content, var.NESTED, "pos_1LC"))
     codes = tokenizer.config.quantizer
     if (codes.vocabulary, codes.channels) == (config.vocabulary, config.code_channels):
-        return build(opened, tokenizer=tokenizer)
-    from dataclasses import replace
-
+        return tokenizer
     old = ResidualVQConfig()
     old = replace(
         old,
@@ -196,5 +193,4 @@ def load_initial(source: str, tokenizer: Any) -> Any:
         quantizer=replace(old.quantizer, vocabulary=config.vocabulary, channels=config.code_channels),
     )
     with torch.device("meta"):
-        stand_in = ResidualVQ(old)
-    return build(opened, tokenizer=stand_in)
+        return ResidualVQ(old)

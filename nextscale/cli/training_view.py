@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PICTURES, SHOWN_CLASSES = 8, 10
-"""Images on the sheet of a tokenizer; classes on the sheet of a VAR, two pictures each."""
+SHEET_CELL = 128
+"""Small pictures are enlarged to about so many pixels on a sheet."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -86,58 +86,17 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-def sampler(kind: str, recipe: Any, runner: Any) -> Callable[[int], None]:
+def sampler(recipe: Any, runner: Any) -> Callable[[int], None]:
     """A hook that writes OUTPUT/samples/step-N.png: the same images or seeds each time."""
     folder = Path(recipe.training.output) / "samples"
-    make = _reconstructions(recipe, runner) if kind == "tokenizer" else _class_samples(runner)
 
     def sample(step: int) -> None:
-        from nextscale.pictures import save_png
+        from nextscale.pictures import comparison_sheet, save_png
 
+        examples = recipe.examples(runner)
+        width = max(picture.shape[-1] for _, pictures in examples.rows for picture in pictures)
+        sheet = comparison_sheet(examples.rows, examples.headings, scale=max(1, SHEET_CELL // width))
         # A run that is taken up again draws the sheets after its last checkpoint once more.
-        save_png(make(), folder / f"step-{step:08d}.png", overwrite=True)
+        save_png(sheet, folder / f"step-{step:08d}.png", overwrite=True)
 
     return sample
-
-
-def _reconstructions(recipe: Any, runner: Any) -> Callable[[], Any]:
-    """Originals over their reconstructions from the first scale, half of the scales, and all."""
-
-    def make() -> Any:
-        import torch
-
-        from nextscale.pictures import comparison_sheet
-
-        tokenizer = runner.task.tokenizer
-        dataset = recipe.data.open_validation(labels=False) or recipe.data.open_training(
-            recipe.training.seed, labels=False
-        )
-        count = min(PICTURES, len(dataset))
-        chosen = range(0, count * (len(dataset) // count), len(dataset) // count)
-        images = dataset.fetch(list(chosen))["image"].to(next(tokenizer.parameters()).device)
-        with torch.no_grad():
-            schedule = tokenizer.config.schedule
-            totals = tokenizer.quantizer.decode(tokenizer.encode(images), schedule)
-            stages = sorted({0, len(schedule) // 2, len(schedule) - 1})
-            pictures = [(tokenizer.decode_features(totals[stage]).cpu() + 1) / 2 for stage in stages]
-        rows = [("images", list((images.cpu() + 1) / 2))]
-        rows += [(f"{stage + 1} scales", list(part)) for stage, part in zip(stages, pictures, strict=True)]
-        return comparison_sheet(rows, scale=max(1, 128 // images.shape[-1]))
-
-    return make
-
-
-def _class_samples(runner: Any) -> Callable[[], Any]:
-    def make() -> Any:
-        from nextscale.pictures import contact_sheet
-        from nextscale.tasks.generation.drawing import class_name
-
-        model = runner.task.model
-        count = min(model.config.classes, SHOWN_CLASSES)
-        classes = [model.config.classes * i // count for i in range(count)]
-        images = model.generate(classes, n=2 * count, seed=0)
-        size = model.tokenizer.image_size(model.config.schedule)[1]
-        labels = [class_name(model, label) for label in classes] * 2
-        return contact_sheet(images, count, labels, max(1, 96 // size))
-
-    return make

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.core.training import Batch, Metrics, TrainingTask
+from nextscale.core.training import Batch, Metrics
+from nextscale.tasks.generation.class_recipe import ClassTraining
 from nextscale.tasks.generation.var import SYSTEM, VAR
 
 
@@ -153,7 +154,7 @@ def next_scale_loss(
     return (loss * weights).sum(1).mean(), metrics
 
 
-class VARTraining(TrainingTask):
+class VARTraining(ClassTraining):
     """Trains a :class:`VAR`.
 
     A batch holds ``label``, ``uniform`` in [0, 1) for label dropout, and ``tokens`` (batch, length), or
@@ -184,8 +185,14 @@ class VARTraining(TrainingTask):
         return stage_at(self.progressive, len(self.model.config.schedule), step, self._warmup, self._total)
 
     def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        return self._loss(module, batch, self.stage(step))
+
+    def evaluate(self, batch: Batch) -> Metrics:
+        loss, metrics = self._loss(self.model, batch, Stage(len(self.model.config.schedule), 1.0))
+        return {"loss": loss, **metrics}
+
+    def _loss(self, module: nn.Module, batch: Batch, stage: Stage) -> tuple[Tensor, Metrics]:
         full = self.model.config.schedule
-        stage = self.stage(step)
         schedule = full.prefix(stage.scales)
         tokens = self._tokens(batch, stage.scales)
         inputs = self.model.tokenizer.quantizer.teacher_inputs(tokens, full, stage.scales)

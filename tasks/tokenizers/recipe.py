@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nextscale.core.autoencoder import AutoencoderConfig, lay_out_channels_last
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
 from nextscale.datasets.images import ImageDataset
-from nextscale.tasks.data import ImageData, trainer
+from nextscale.tasks.data import Examples, ImageData, Load, tokenizer_of, trainer
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
 
@@ -37,7 +38,7 @@ class TokenizerRecipe:
     init: str | None = None
     decoder_only: bool = False
 
-    def build(self) -> ResidualVQ:
+    def build(self, load: Load) -> ResidualVQ:
         """The tokenizer to train: new, or from ``init``.
 
         Raises:
@@ -45,7 +46,7 @@ class TokenizerRecipe:
         """
         schedule = ScaleSchedule.parse(self.scales)
         if self.init is not None:
-            tokenizer = ResidualVQ.load(self.init)
+            tokenizer = tokenizer_of(load(self.init))
             tokenizer.config = replace(tokenizer.config, schedule=schedule)
         else:
             tokenizer = ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
@@ -63,21 +64,46 @@ class TokenizerRecipe:
         lay_out_channels_last(tokenizer)
         return tokenizer
 
-    def trainer(self, hooks: Hooks | None = None) -> Trainer:
-        """The run, ready to start; validation is added to ``hooks`` where there are held-out images."""
+    def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
+        """The run, ready to start; validation is added to ``hooks`` where there are held-out images.
+
+        Args:
+            load: reads a model, given its file or folder.
+        """
         torch.manual_seed(self.training.seed)
-        hooks, tokenizer = hooks or Hooks(), self.build()
+        hooks, tokenizer = hooks or Hooks(), self.build(load)
         held_out = self.data.open_validation(labels=False)
         if held_out is not None and hooks.validate is None:
             hooks.validate = lambda step: validate(tokenizer, held_out)
         dataset = self.data.open_training(self.training.seed, labels=False)
         return trainer(self.training, TokenizerTraining(tokenizer, self.loss), dataset, hooks)
 
+    def examples(self, run: Trainer) -> Examples:
+        """Originals over their reconstructions from the first scale, half of the scales, and all."""
+        assert isinstance(run.task, TokenizerTraining)
+        tokenizer, schedule = run.task.tokenizer, run.task.tokenizer.config.schedule
+        images = example_images(self.data, self.training.seed).to(next(tokenizer.parameters()).device)
+        with torch.no_grad():
+            totals = tokenizer.quantizer.decode(tokenizer.encode(images), schedule)
+            stages = sorted({0, len(schedule) // 2, len(schedule) - 1})
+            pictures = [(tokenizer.decode_features(totals[stage]).cpu() + 1) / 2 for stage in stages]
+        rows = [("images", list((images.cpu() + 1) / 2))]
+        return Examples(
+            rows + [(f"{stage + 1} scales", list(part)) for stage, part in zip(stages, pictures, strict=True)]
+        )
+
     def finish(self, run: Trainer) -> Path:
         """Write the trained (averaged) tokenizer; returns its folder."""
         assert isinstance(run.task, TokenizerTraining)
         with run.averaged():
             return run.task.tokenizer.save(Path(self.training.output) / "model")
+
+
+def example_images(data: ImageData, seed: int, count: int = 8) -> Tensor:
+    """Images to show a tokenizer's reconstructions of, spread over the held-out set, (count, 3, height, width)."""
+    dataset = data.open_validation(labels=False) or data.open_training(seed, labels=False)
+    count = min(count, len(dataset))
+    return dataset.fetch(list(range(0, count * (len(dataset) // count), len(dataset) // count)))["image"]
 
 
 @torch.no_grad()

@@ -44,8 +44,9 @@ def tokenizer_recipe(images: str, folder: Path, **changes: Any) -> TokenizerReci
     )
 
 
-def load(source: str, tokenizer: ResidualVQ | None) -> VAR:
-    return VAR.from_saved(*read_folder(source))
+def load(source: str, tokenizer: ResidualVQ | None = None) -> Any:
+    state, config = read_folder(source)
+    return (VAR if config["system"] == "var" else ResidualVQ).from_saved(state, config)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -57,7 +58,7 @@ def trained(images: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
     """The whole way: a tokenizer, its tokens, a VAR; each after three steps."""
     folder = tmp_path_factory.mktemp("runs")
     recipe = tokenizer_recipe(images, folder / "tokenizer")
-    run = recipe.trainer()
+    run = recipe.trainer(load)
     run.run()
     tokenizer = recipe.finish(run)
     opened = open_images(images, size=16, resize_ratio=1)
@@ -124,19 +125,19 @@ def test_fine_tuning_on_images(rank: int, images: str, trained: SimpleNamespace,
 
 def test_starting_tokenizer_is_taken_over(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
     recipe = tokenizer_recipe(images, tmp_path, init=trained.tokenizer)
-    start, built = ResidualVQ.load(trained.tokenizer).state_dict(), recipe.build().state_dict()
+    start, built = ResidualVQ.load(trained.tokenizer).state_dict(), recipe.build(load).state_dict()
     assert all(torch.equal(start[k], built[k]) for k in start)
 
 
 def test_a_decoder_alone_keeps_the_tokens(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
     recipe = tokenizer_recipe(images, tmp_path, init=trained.tokenizer, decoder_only=True)
-    run = recipe.trainer()
+    run = recipe.trainer(load)
     run.run()
     before, after = ResidualVQ.load(trained.tokenizer), ResidualVQ.load(recipe.finish(run))
     assert fingerprint(after) == fingerprint(before)
     assert not torch.equal(after.decoder.conv_out.weight, before.decoder.conv_out.weight)
     with pytest.raises(ValueError, match="decoder_only keeps the codes of a trained tokenizer: give init"):
-        replace(recipe, init=None).build()
+        replace(recipe, init=None).build(load)
 
 
 def test_a_samples_numbers_are_its_own(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
@@ -208,6 +209,6 @@ def test_image_sizes_must_fit(images: str, trained: SimpleNamespace, tmp_path: P
     with pytest.raises(ValueError, match=r"stand for images of 16 pixels, data\.size is 12"):
         replace(trained.recipe, tokens=None, validation_tokens=None, data=data).trainer(load)
     with pytest.raises(ValueError, match="16 pixels, the data has 12: the last scale must be 3"):
-        replace(tokenizer_recipe(images, tmp_path), data=data).build()
+        replace(tokenizer_recipe(images, tmp_path), data=data).build(load)
     with pytest.raises(ValueError, match="batch_size 8 must be a positive multiple of accumulation 3"):
         training(tmp_path, accumulation=3)
