@@ -99,9 +99,10 @@ class CategoricalEmitter:
 
     Attributes:
         top_k, top_p: filters, one number or one per scale; 0 turns them off.
-        temperature: divides the filtered logits; one number or one per scale.
+        temperature: divides the filtered logits that symbols are drawn from; one number or one per scale.
         smooth: mix codes by a Gumbel-softmax that hardens towards the last scale instead of taking the drawn
-            code: softer pictures (VAR's ``more_smooth``), for looking at, not for measuring.
+            code: softer pictures (VAR's ``more_smooth``), for looking at, not for measuring. The mixture has that
+            hardness of its own; ``temperature`` does not enter it.
     """
 
     top_k: int | Sequence[int] = 0
@@ -118,12 +119,14 @@ class CategoricalEmitter:
 
     def probabilities(self, logits: Tensor, index: int) -> Tensor:
         """Softmax of the filtered logits of scale ``index``."""
-        return self._filtered(logits, index).softmax(-1)
+        return self._softmax(self._filtered(logits, index), index)
 
     def _filtered(self, logits: Tensor, index: int) -> Tensor:
-        top_k, top_p, temperature = (_at(v, index) for v in (self.top_k, self.top_p, self.temperature))
-        filtered = filter_logits(logits, int(top_k), top_p)
-        return filtered if temperature == 1 else filtered / temperature
+        return filter_logits(logits, int(_at(self.top_k, index)), _at(self.top_p, index))
+
+    def _softmax(self, filtered: Tensor, index: int) -> Tensor:
+        temperature = _at(self.temperature, index)
+        return (filtered if temperature == 1 else filtered / temperature).softmax(-1)
 
     def emit(self, context: ScaleContext) -> Emission:
         """Draw one scale from the guided logits."""
@@ -145,7 +148,7 @@ class CategoricalEmitter:
             index: the scale's place in the list; ``ratio`` its place as 0 to 1.
         """
         filtered = self._filtered(logits, index)
-        tokens = draws.categorical(filtered.softmax(-1))
+        tokens = draws.categorical(self._softmax(filtered, index))
         if not self.smooth:
             return tokens, F.embedding(tokens, vectors)
         tau = max(0.27 * (1 - 0.95 * ratio), 0.005)

@@ -28,14 +28,23 @@ class Branch:
     weights: tuple[float, ...]
 
 
-def classifier_free(condition: Tensor, unconditional: Tensor, strength: float, schedule: ScaleSchedule) -> list[Branch]:
+def classifier_free(
+    condition: Tensor, unconditional: Tensor, strength: float | Sequence[float], schedule: ScaleSchedule
+) -> list[Branch]:
     """Guidance that grows with the scale: (1 + t) conditional - t unconditional, t = strength k / (K - 1).
 
-    ``strength`` 0 gives the conditional branch alone, at half the work.
+    Args:
+        strength: one number, or one per scale. 0 gives the conditional branch alone, at half the work.
+
+    Raises:
+        ValueError: there is not one strength for each scale.
     """
-    if strength == 0:
+    strengths = list(strength) if isinstance(strength, Sequence) else [strength] * len(schedule)
+    if len(strengths) != len(schedule):
+        raise ValueError(f"{len(strengths)} guidance strengths were given for {len(schedule)} scales: give one for each")
+    if not any(strengths):
         return [Branch(condition, (1.0,) * len(schedule))]
-    grown = [strength * schedule.ratio(index) for index in range(len(schedule))]
+    grown = [each * schedule.ratio(index) for index, each in enumerate(strengths)]
     return [
         Branch(condition, tuple(1 + t for t in grown)),
         Branch(unconditional, tuple(-t for t in grown)),

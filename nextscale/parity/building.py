@@ -97,15 +97,20 @@ def model_config(config: Mapping[str, Any], tokenizer: ResidualVQ) -> VARConfig:
     )
 
 
-def build_model(case: Case) -> VAR:
-    """The case's transformer on its tokenizer, in evaluation form."""
-    arguments, tokenizer = case.config["var"], build_tokenizer(case)
+def build_model(case: Case, part: str = "var", tokenizer: ResidualVQ | None = None) -> VAR:
+    """A transformer of the case on its tokenizer, in evaluation form.
+
+    Args:
+        part: its name in the case.
+        tokenizer: where it is built already.
+    """
+    arguments, tokenizer = case.config[part], tokenizer or build_tokenizer(case)
     config = model_config(arguments, tokenizer)
     if config.schedule != tokenizer.config.schedule:
         raise ReplayError(f"the transformer's scales '{config.schedule}' are not the tokenizer's")
     arguments.ignore(*KERNELS, *EVALUATION)
     loaded = VAR.from_official(
-        case.state_dict("var"), tokenizer, schedule=config.schedule, heads=config.transformer.heads
+        case.state_dict(part), tokenizer, schedule=config.schedule, heads=config.transformer.heads
     )
     with torch.device("meta"):
         model = VAR(config, tokenizer)

@@ -91,6 +91,15 @@ def test_a_draw_is_made_of_allowed_codes(smooth: bool) -> None:
     assert bool((codes == codebook[tokens]).all()) is not smooth
 
 
+def test_a_mixture_does_not_depend_on_the_temperature_of_the_draw() -> None:
+    logits, codebook = torch.randn(2, 5, 8), torch.eye(8)
+    cold, hot = (
+        CategoricalEmitter(temperature=temperature, smooth=True).draw(logits, codebook, ImageDraws([1, 2]), 0, 0.5)
+        for temperature in (0.2, 5.0)
+    )
+    assert torch.equal(cold[1], hot[1]) and not torch.equal(cold[0], hot[0])
+
+
 def test_head_normalises_then_modulates() -> None:
     head = CategoricalHead(4, 7, condition_width=3)
     x, condition = torch.randn(2, 5, 4), torch.randn(2, 3)

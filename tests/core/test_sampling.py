@@ -91,6 +91,15 @@ def test_no_guidance_is_one_branch() -> None:
     assert network.heads == [(0, 2), (1, 2), (2, 2)]
 
 
+def test_guidance_may_be_given_per_scale() -> None:
+    labels = torch.tensor([1, 2])
+    conditional, unconditional = classifier_free(labels, labels, [3.0, 2.0, 0.5], SCHEDULE)
+    assert (conditional.weights, unconditional.weights) == ((1.0, 2.0, 1.5), (0.0, -1.0, -0.5))
+    assert len(classifier_free(labels, labels, [0.0, 0.0, 0.0], SCHEDULE)) == 1
+    with pytest.raises(ValueError, match="2 guidance strengths were given for 3 scales"):
+        classifier_free(labels, labels, [1.0, 2.0], SCHEDULE)
+
+
 @torch.inference_mode()
 def test_three_branches_add_up() -> None:
     weight, quantizer = torch.randn(5, CODES), pyramid()
