@@ -41,7 +41,9 @@ def classifier_free(
     """
     strengths = list(strength) if isinstance(strength, Sequence) else [strength] * len(schedule)
     if len(strengths) != len(schedule):
-        raise ValueError(f"{len(strengths)} guidance strengths were given for {len(schedule)} scales: give one for each")
+        raise ValueError(
+            f"{len(strengths)} guidance strengths were given for {len(schedule)} scales: give one for each"
+        )
     if not any(strengths):
         return [Branch(condition, (1.0,) * len(schedule))]
     grown = [each * schedule.ratio(index) for index, each in enumerate(strengths)]
