@@ -151,50 +151,59 @@ def build(opened: Opened, **overrides: Any) -> Any:
     system = opened.system
     overrides = {key: value for key, value in overrides.items() if value is not None}
     if opened.config is not None:
-        if overrides:
+        hints = dict(opened.config.get("needs", {}))
+        if unknown := [key for key in overrides if key not in hints]:
             raise ValueError(
-                f"{', '.join(overrides)}: a folder saved by this library says all of this itself; leave it out"
+                f"{', '.join(unknown)}: a folder saved by this library says all of this itself; leave it out"
             )
-        return system.model_class.from_saved(opened.content, opened.config)
-    known = [*system.overrides, *(["tokenizer"] if system.tokenizer else [])]
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
+        needed = {name: find_needed(opened, name, overrides.get(name), str(hint)) for name, hint in hints.items()}
+        return system.model_class.from_saved(opened.content, opened.config, **needed)
+    known = [*system.overrides, *system.needs]
+    if unknown := [key for key in overrides if key not in known]:
         raise ValueError(f"{system.name} takes no {', '.join(unknown)}; it takes {', '.join(known)}")
-    if system.tokenizer is None:
-        return system.model_class.from_official(opened.content, **overrides)
-    given = overrides.pop("tokenizer", None)
-    model = system.model_class.from_official(opened.content, find_tokenizer(opened, given), **overrides)
-    if model.tokenizer is not given:
+    given = {name: overrides.pop(name, None) for name in system.needs}
+    needed = {name: find_needed(opened, name, source) for name, source in given.items()}
+    model = system.model_class.from_official(opened.content, **needed, **overrides)
+    if "tokenizer" in needed and needed["tokenizer"] is not given["tokenizer"]:
         # A tokenizer file does not tell the scales it is used with; its transformer's does.
         model.tokenizer.config = replace(model.tokenizer.config, schedule=model.config.schedule)
     return model
 
 
-def find_tokenizer(opened: Opened, given: Any = None) -> Any:
-    """The tokenizer that an official transformer file needs.
+def find_needed(opened: Opened, name: str, given: Any = None, hint: str | None = None) -> Any:
+    """A model that another one builds on: the tokenizer of a transformer, the base of an adapter.
 
-    In this order: the one that is given (a path, a name or a loaded tokenizer), the training file's own, the published
-    file beside it, the only ``vae_*.pth`` beside it, the hub's.
+    In this order: the one that is given (a path, a model's name or a loaded model); the saved folder's hint (a name, or
+    a path from the folder); the training file's own entry; the published file beside it; the only file beside it that
+    fits the pattern; the hub's.
+
+    Args:
+        name: as in :attr:`nextscale.systems.System.needs`.
 
     Raises:
         FileNotFoundError: none is here and the hub's cannot be fetched.
+        ValueError: it is of another kind.
     """
-    system = opened.system
-    assert system.tokenizer is not None
-    published = MODELS[system.tokenizer]
-    tokenizer_class = SYSTEMS[published.system].model_class
+    need = opened.system.needs[name]
+    wanted = {} if opened.named is None else opened.named.needs
+    published = MODELS[wanted.get(name, need.model)]
+    kind = SYSTEMS[published.system].model_class
     if given is not None:
         if not isinstance(given, str | os.PathLike | Mapping):
             return given
-        return _tokenizer_of(build(open_source(given)), tokenizer_class, given)
+        return _of_kind(build(open_source(given)), kind, given)
+    if hint is not None:
+        beside_folder = opened.path / hint if opened.path is not None else Path(hint)
+        source = hint if hint in MODELS or not beside_folder.exists() else beside_folder
+        return _of_kind(build(open_source(source)), kind, source)
     part: Any = opened.content
-    for name in system.tokenizer_entry:
-        part = part.get(name) if isinstance(part, Mapping) else None
-    if isinstance(part, Mapping):
+    for key in need.entry:
+        part = part.get(key) if isinstance(part, Mapping) else None
+    if need.entry and isinstance(part, Mapping):
         return build(Opened(SYSTEMS[published.system], part))
     if opened.path is not None and published.file is not None:
         beside = opened.path.parent / published.file
-        others = sorted(opened.path.parent.glob("vae_*.pth"))
+        others = sorted(opened.path.parent.glob(need.beside)) if need.beside else []
         if beside.is_file() or len(others) == 1:
             return build(open_source(beside if beside.is_file() else others[0], published.system))
     try:
@@ -202,16 +211,16 @@ def find_tokenizer(opened: Opened, given: Any = None) -> Any:
     except FileNotFoundError as error:
         what = opened.path or "the state dict"
         raise FileNotFoundError(
-            f"{what} is a {system.name} without its tokenizer. Put {published.file} (hub: {published.repository}) "
-            f"beside it, or pass its path: tokenizer=PATH in Python, --tokenizer PATH on the command line ({error})"
+            f"{what} is a {opened.system.name} without its {name}. Put {published.file} (hub: {published.repository}) "
+            f"beside it, or pass its path: {name}=PATH in Python, --{name} PATH on the command line ({error})"
         ) from None
 
 
-def _tokenizer_of(model: Any, tokenizer_class: type, source: Any) -> Any:
+def _of_kind(model: Any, kind: type, source: Any) -> Any:
     """The model itself or the tokenizer inside it."""
-    found = model if isinstance(model, tokenizer_class) else getattr(model, "tokenizer", None)
-    if not isinstance(found, tokenizer_class):
-        raise ValueError(f"{source} is a {type(model).__name__}, expected a tokenizer")
+    found = model if isinstance(model, kind) else getattr(model, "tokenizer", None)
+    if not isinstance(found, kind):
+        raise ValueError(f"{source} is a {type(model).__name__}, expected a {kind.__name__}")
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class NamedModel:
     summary: what it is, in a few words.
     terms: licence of the weights.
     repository, file: place on the Hugging Face hub; None: ships with the library.
-    tokenizer: name of the model that the file needs beside it.
+    needs: names of the models that the file builds on, by what they are to it.
     """
 
     name: str
@@ -28,7 +29,7 @@ class NamedModel:
     terms: str
     repository: str | None = None
     file: str | None = None
-    tokenizer: str | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -44,7 +45,7 @@ def _released(depth: int, pixels: int, parameters: str, fid: str) -> NamedModel:
         terms="MIT (FoundationVision/VAR)",
         repository="FoundationVision/var",
         file=f"var_d{depth}.pth",
-        tokenizer="var-tokenizer",
+        needs={"tokenizer": "var-tokenizer"},
     )
 
 

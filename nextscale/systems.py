@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -11,21 +11,36 @@ from nextscale.models import MODELS
 
 
 @dataclass(frozen=True)
+class Need:
+    """Another model that a system's files build on.
+
+    Attributes:
+        model: name of the published one, which tells the kind and is taken where no other is found.
+        entry: where the system's training files keep it.
+        beside: pattern of file names under which it may lie beside a file, if it is the only one.
+    """
+
+    model: str
+    entry: tuple[str, ...] = ()
+    beside: str | None = None
+
+
+@dataclass(frozen=True)
 class System:
     """Attributes:
 
     module: has ``is_official(content)`` and the class; imported when it is needed.
-    class_name: of the class with ``from_official`` and ``from_saved``.
-    tokenizer: name of the model to take the tokenizer from where a file does not hold it; None: it needs none.
-    tokenizer_entry: where the system's training files keep their tokenizer.
-    overrides: what an official file cannot tell, beside the tokenizer.
+    class_name: of the class with ``from_official(content, **needs, **overrides)`` and ``from_saved(state, config,
+        **needs)``.
+    needs: what an official file builds on, by the name under which ``from_official`` takes it. A saved folder is
+        complete, unless its configuration has an entry ``needs``: names, each with a model's name or a path.
+    overrides: what else an official file cannot tell.
     """
 
     name: str
     module: str
     class_name: str
-    tokenizer: str | None = None
-    tokenizer_entry: tuple[str, ...] = ()
+    needs: Mapping[str, Need] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
@@ -47,8 +62,7 @@ _SYSTEMS = (
         name="var",
         module="nextscale.tasks.generation.var",
         class_name="VAR",
-        tokenizer="var-tokenizer",
-        tokenizer_entry=("trainer", "vae_local"),
+        needs={"tokenizer": Need("var-tokenizer", ("trainer", "vae_local"), "vae_*.pth")},
         overrides=("schedule", "heads"),
     ),
     System(
@@ -93,6 +107,10 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "tokenizer": Recipe(
         "nextscale.tasks.tokenizers.recipe:TokenizerRecipe", "images <-> residual token pyramids; first of the two"
+    ),
+    "flex-tokenizer": Recipe(
+        "nextscale.tasks.tokenizers.flex_training:FlexTokenizerRecipe",
+        "images <-> token maps of any size, for FlexVAR",
     ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
 }

@@ -113,7 +113,7 @@ def _parts(opened: Any, scales: str | None) -> list[tuple[str, Any, Mapping[str,
     if opened.system.name == var.SYSTEM:
         state = find_state_dict(content, var.NESTED, "pos_1LC")
         found.append(("transformer", var.config_from_official(state, **given), state))
-        content = _entry(content, opened.system.tokenizer_entry)
+        content = _entry(content, opened.system.needs["tokenizer"].entry)
     if isinstance(content, Mapping) and content:
         state = find_state_dict(content, (("state_dict",), ("model",)), "quantize.embedding.weight")
         found.append(("tokenizer", residual_vq.config_from_official(state, **given), state))
