@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -65,7 +65,7 @@ class VARConfig:
     guidance: float = 1.5
 
     @classmethod
-    def of_depth(cls, depth: int, **changes: Any) -> VARConfig:
+    def of_depth(cls, depth: int, **changes: Any) -> Self:
         """The paper's family: width 64 d, d heads, drop path 0.1 d / 24 (section 3.3)."""
         transformer = TransformerConfig(64 * depth, depth, depth, drop_path=0.1 * depth / 24)
         return cls(transformer, **changes)
@@ -85,7 +85,13 @@ class VAR(ClassConditional):
     """The transformer over a token pyramid, together with the tokenizer that makes and draws it.
 
     The tokenizer is frozen: it takes no gradient and stays in evaluation form.
+
+    Attributes:
+        system, config_class: what saved folders are marked with, and the type of their configuration.
     """
+
+    system: ClassVar[str] = SYSTEM
+    config_class: ClassVar[type[VARConfig]] = VARConfig
 
     def __init__(self, config: VARConfig, tokenizer: ResidualVQ) -> None:
         super().__init__()
@@ -205,16 +211,16 @@ class VAR(ClassConditional):
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors``, tokenizer included, and ``config.json``."""
         config = {"transformer": to_json(self.config), "tokenizer": to_json(self.tokenizer.config)}
-        return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": config})
+        return save_folder(folder, self.state_dict(), {"system": self.system, "config": config})
 
     @classmethod
-    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> VAR:
+    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Self:
         """From the content of a folder written by :meth:`save`."""
         parts = config["config"]
         with weightless():
             tokenizer = ResidualVQ(from_json(ResidualVQConfig, parts["tokenizer"]))
-            model = cls(from_json(VARConfig, parts["transformer"]), tokenizer)
-        assign(model, state, "the saved VAR")
+            model = cls(from_json(cls.config_class, parts["transformer"]), tokenizer)
+        assign(model, state, f"the saved {cls.__name__}")
         return model.eval()
 
     def to_official(self) -> dict[str, Tensor]:
