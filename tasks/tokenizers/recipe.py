@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
 from nextscale.datasets.images import ImageDataset
 from nextscale.tasks.data import Examples, ImageData, Load, tokenizer_of, trainer
+from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
 
@@ -38,18 +40,14 @@ class TokenizerRecipe:
     init: str | None = None
     decoder_only: bool = False
 
-    def build(self, load: Load) -> ResidualVQ:
+    def build(self, load: Load) -> Any:
         """The tokenizer to train: new, or from ``init``.
 
         Raises:
             ValueError: the scales do not end at the image size.
         """
         schedule = ScaleSchedule.parse(self.scales)
-        if self.init is not None:
-            tokenizer = tokenizer_of(load(self.init))
-            tokenizer.config = replace(tokenizer.config, schedule=schedule)
-        else:
-            tokenizer = ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
+        tokenizer = self.start(schedule, load)
         if tokenizer.image_size() != (self.data.size, self.data.size):
             raise ValueError(
                 f"the scales '{schedule}' with stride {tokenizer.stride} stand for images of "
@@ -64,6 +62,18 @@ class TokenizerRecipe:
         lay_out_channels_last(tokenizer)
         return tokenizer
 
+    def start(self, schedule: ScaleSchedule, load: Load) -> Any:
+        """The tokenizer before training, new or from ``init``, with the scales of the run."""
+        if self.init is None:
+            return ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
+        tokenizer = tokenizer_of(load(self.init))
+        tokenizer.config = replace(tokenizer.config, schedule=schedule)
+        return tokenizer
+
+    def task(self, tokenizer: Any) -> TokenizerTraining:
+        """How it is trained."""
+        return TokenizerTraining(tokenizer, self.loss)
+
     def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
         """The run, ready to start; validation is added to ``hooks`` where there are held-out images.
 
@@ -76,7 +86,7 @@ class TokenizerRecipe:
         if held_out is not None and hooks.validate is None:
             hooks.validate = lambda step: validate(tokenizer, held_out)
         dataset = self.data.open_training(self.training.seed, labels=False)
-        return trainer(self.training, TokenizerTraining(tokenizer, self.loss), dataset, hooks)
+        return trainer(self.training, self.task(tokenizer), dataset, hooks)
 
     def examples(self, run: Trainer) -> Examples:
         """Originals over their reconstructions from the first scale, half of the scales, and all."""
@@ -107,7 +117,7 @@ def example_images(data: ImageData, seed: int, count: int = 8) -> Tensor:
 
 
 @torch.no_grad()
-def validate(tokenizer: ResidualVQ, dataset: ImageDataset, images: int = 2000, batch: int = 64) -> Metrics:
+def validate(tokenizer: ImageTokenizer, dataset: ImageDataset, images: int = 2000, batch: int = 64) -> Metrics:
     """PSNR in dB on held-out images, of all scales and of each prefix of the pyramid."""
     total, count = torch.zeros(()), 0
     limit = min(images, len(dataset))

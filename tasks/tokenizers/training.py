@@ -6,7 +6,7 @@ perceptual and an adversarial term. The official repository has no code for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.tokenizers.discriminator import PatchDiscriminator
-from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, TokenizerOutput
+from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
+from nextscale.tasks.tokenizers.residual_vq import TokenizerOutput
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def structural_loss(
 
 
 class TokenizerTraining(TrainingTask):
-    """Trains a :class:`ResidualVQ`; a batch holds ``image``, (batch, 3, height, width) in [-1, 1]."""
+    """Trains a multi-scale tokenizer; a batch holds ``image``, (batch, 3, height, width) in [-1, 1]."""
 
     name = "tokenizer"
 
-    def __init__(self, tokenizer: ResidualVQ, config: TokenizerLossConfig) -> None:
+    def __init__(self, tokenizer: ImageTokenizer, config: TokenizerLossConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.phases = {"tokenizer": tokenizer}
         patches = (config.discriminator_channels, config.discriminator_levels)
@@ -87,10 +88,12 @@ class TokenizerTraining(TrainingTask):
                 )
             self.phases["discriminator"] = self.discriminator
         self._perceptual = _perceptual(config)
-        scales, codes = len(tokenizer.config.schedule), tokenizer.config.quantizer.vocabulary
         # Smoothed counts per scale and code: what share of the codebook is in use, and which codes are dead.
-        self._usage = torch.zeros(scales, codes)
+        self._usage = torch.zeros(self._usage_rows(), tokenizer.config.quantizer.vocabulary)
         self._rests: Tensor | None = None
+
+    def _usage_rows(self) -> int:
+        return len(self.tokenizer.config.schedule)
 
     def active(self, phase: str, step: int) -> bool:
         return phase == "tokenizer" or step >= self.config.adversarial_start
@@ -103,23 +106,34 @@ class TokenizerTraining(TrainingTask):
             return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
         output: TokenizerOutput = module(images)
         prediction = output.reconstruction.float()
+        reconstruction, metrics = self._reconstruction(prediction, images)
+        self._record(output.quantizer.tokens, output.quantizer.rests)
+        return self._complete(batch, step, prediction, reconstruction, output.quantizer.loss, metrics)
+
+    def _reconstruction(self, prediction: Tensor, images: Tensor) -> tuple[Tensor, Metrics]:
+        """The terms that compare an image with what it should show."""
         absolute, squared = F.l1_loss(prediction, images), F.mse_loss(prediction, images)
-        structural = self._perceptual(prediction, images) if self.config.perceptual else absolute.new_zeros(())
-        reconstruction = (
-            self.config.absolute * absolute + self.config.squared * squared + self.config.perceptual * structural
-        )
-        loss = reconstruction + self.config.quantizer * output.quantizer.loss
-        metrics: Metrics = {
-            "psnr": (10 * torch.log10(4 / squared)).detach(),
-            "perceptual": structural.detach(),
-            "quantizer": output.quantizer.loss.detach(),
-        }
+        structural = absolute.new_zeros(())
+        if self._perceives(images):
+            structural = self._perceptual(prediction, images)
+        loss = self.config.absolute * absolute + self.config.squared * squared + self.config.perceptual * structural
+        return loss, {"psnr": (10 * torch.log10(4 / squared)).detach(), "perceptual": structural.detach()}
+
+    def _perceives(self, images: Tensor) -> bool:
+        """Whether the perceptual term takes part for images of this size."""
+        return self.config.perceptual > 0
+
+    def _complete(
+        self, batch: Batch, step: int, prediction: Tensor, reconstruction: Tensor, quantizer: Tensor, metrics: Metrics
+    ) -> tuple[Tensor, Metrics]:
+        """The whole loss: with the quantiser's terms and, once it takes part, the discriminator's opinion."""
+        loss = reconstruction + self.config.quantizer * quantizer
+        metrics |= {"quantizer": quantizer.detach()}
         if self.discriminator is not None and self.active("discriminator", step):
             adversarial, weight = self._adversarial(prediction, reconstruction)
             loss = loss + self.config.adversarial * weight * adversarial
             metrics |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
         batch["reconstruction"] = prediction.detach()  # for the discriminator's turn at the same micro-batch
-        self._record(output)
         return loss, metrics
 
     def _adversarial(self, prediction: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,13 +149,14 @@ class TokenizerTraining(TrainingTask):
     # --- the codebook ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _record(self, output: TokenizerOutput) -> None:
+    def _record(self, tokens: Sequence[Tensor], rests: Sequence[Tensor]) -> None:
+        """Count the codes of each scale, and keep what they were to explain."""
         codes = self._usage.shape[1]
-        counts = torch.stack([torch.bincount(t.flatten(), minlength=codes) for t in output.quantizer.tokens]).float()
+        counts = torch.stack([torch.bincount(t.flatten(), minlength=codes) for t in tokens]).float()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)  # every process must find the same codes dead
         self._usage = self._usage.to(counts.device).lerp(counts, 1 / max(self.config.dead_after, 1))
-        self._rests = torch.cat([rest.detach() for rest in output.quantizer.rests])
+        self._rests = torch.cat([rest.detach() for rest in rests])
 
     @torch.no_grad()
     def after_step(self, step: int) -> Metrics:
