@@ -71,6 +71,12 @@ _SYSTEMS = (
         class_name="ResidualVQ",
         overrides=("schedule", "unit_norm", "smoothing", "beta", "norm_groups"),
     ),
+    System(
+        name="flex-vq",
+        module="nextscale.tasks.tokenizers.flex_vq",
+        class_name="FlexVQ",
+        overrides=("schedule", "unit_norm", "beta", "norm_groups"),
+    ),
 )
 
 SYSTEMS: dict[str, System] = {system.name: system for system in _SYSTEMS}
@@ -113,5 +119,11 @@ RECIPES: dict[str, Recipe] = {
         "images <-> token maps of any size, for FlexVAR",
     ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
+    "code-drafter": Recipe(
+        "nextscale.tasks.generation.code_recipe:DrafterRecipe", "VAR for the coarse scales, beside a smaller one"
+    ),
+    "code-refiner": Recipe(
+        "nextscale.tasks.generation.code_recipe:RefinerRecipe", "VAR for the fine scales, taught by a larger one"
+    ),
 }
 """What ``nextscale train`` trains, by name."""

@@ -93,13 +93,16 @@ class VARRecipe(TokenRecipe):
         )
 
     def task(self, model: VAR, plan: Schedule, load: Load) -> VARTraining:
-        return VARTraining(
-            model,
-            label_smoothing=self.label_smoothing,
-            progressive=self.progressive,
-            warmup=round(plan.warmup),
-            total=plan.total,
-        )
+        return VARTraining(model, **self._options(plan))
+
+    def _options(self, plan: Schedule) -> dict[str, Any]:
+        """What all tasks that train a VAR are told."""
+        return {
+            "label_smoothing": self.label_smoothing,
+            "progressive": self.progressive,
+            "warmup": round(plan.warmup),
+            "total": plan.total,
+        }
 
     def finished(self, model: VAR) -> VAR:
         return merge_lora(model) if self.lora.rank else model

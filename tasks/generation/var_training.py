@@ -191,12 +191,16 @@ class VARTraining(ClassTraining):
         loss, metrics = self._loss(self.model, batch, Stage(len(self.model.config.schedule), 1.0))
         return {"loss": loss, **metrics}
 
+    def teacher_forced(self, batch: Batch, scales: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of the first ``scales`` scales, the inputs they imply, and labels of which some are dropped."""
+        tokens = self._tokens(batch, scales)
+        inputs = self.model.tokenizer.quantizer.teacher_inputs(tokens, self.model.config.schedule, scales)
+        return tokens, inputs, self.model.drop_labels(batch["label"], batch["uniform"])
+
     def _loss(self, module: nn.Module, batch: Batch, stage: Stage) -> tuple[Tensor, Metrics]:
         full = self.model.config.schedule
         schedule = full.prefix(stage.scales)
-        tokens = self._tokens(batch, stage.scales)
-        inputs = self.model.tokenizer.quantizer.teacher_inputs(tokens, full, stage.scales)
-        labels = self.model.drop_labels(batch["label"], batch["uniform"])
+        tokens, inputs, labels = self.teacher_forced(batch, stage.scales)
         logits = module(inputs, labels, schedule)
         loss, metrics = next_scale_loss(
             logits,
