@@ -231,8 +231,23 @@ class NextScaleTransformer(nn.Module):
             cache: earlier scales' keys and values; this scale's are added.
         """
         for layer, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
-            if self.gradient_checkpointing and self.training and cache is None:
-                x = checkpoint(block, x, modulation, segments, use_reentrant=False)
-            else:
-                x = block(x, modulation, segments, cache, layer)
+            x = self.run_block(block, x, modulation, segments, cache, layer)
         return x
+
+    def run_block(
+        self,
+        block: Block,
+        x: Float[Tensor, "batch positions width"],
+        modulation: Float[Tensor, "batch 1 6 width"],
+        segments: Sequence[Segment] | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "batch positions width"]:
+        """Run one block: a step of :meth:`forward`, for models that do something between the blocks.
+
+        Args:
+            layer: the block's place in the cache.
+        """
+        if self.gradient_checkpointing and self.training and cache is None:
+            return cast(Tensor, checkpoint(block, x, modulation, segments, use_reentrant=False))
+        return cast(Tensor, block(x, modulation, segments, cache, layer))
