@@ -64,6 +64,14 @@ _MODELS = (
         repository="FoundationVision/var",
         file="vae_ch160v4096z32.pth",
     ),
+    NamedModel(
+        name="flexvar-tokenizer",
+        system="flex-vq",
+        summary="images <-> maps of 8,912 codes of any size, stride 16, 72 M parameters",
+        terms="MIT (jiaosiyu1999/FlexVAR)",
+        repository="jiaosiyu1999/FlexVAR",
+        file="FlexVAE.pth",
+    ),
 )
 
 MODELS: dict[str, NamedModel] = {model.name: model for model in _MODELS}

@@ -44,12 +44,12 @@ def run(arguments: Any) -> None:
     import nextscale
     from nextscale.core.schedule import ScaleSchedule
     from nextscale.datasets.images import open_images
-    from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
+    from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
     from nextscale.tasks.tokenizers.tokenize import write_tokens
 
     model = nextscale.load(arguments.tokenizer, device=arguments.device, dtype=arguments.dtype)
-    tokenizer = model if isinstance(model, ResidualVQ) else getattr(model, "tokenizer", None)
-    if not isinstance(tokenizer, ResidualVQ):
+    tokenizer = model if isinstance(model, ImageTokenizer) else getattr(model, "tokenizer", None)
+    if not isinstance(tokenizer, ImageTokenizer):
         raise ValueError(f"{arguments.tokenizer} is a {type(model).__name__}, expected a tokenizer")
     own = getattr(model.config, "schedule", tokenizer.config.schedule)
     schedule = own if arguments.scales is None else ScaleSchedule.parse(arguments.scales)

@@ -11,10 +11,10 @@ import torch
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.datasets.images import ImageDataset
 from nextscale.datasets.tokens import TokenWriter
-from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
+from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 
 
-def fingerprint(tokenizer: ResidualVQ) -> str:
+def fingerprint(tokenizer: ImageTokenizer) -> str:
     """A short digest of the weights that decide tokens: tokens of another tokenizer are not mixed in."""
     digest = hashlib.sha256()
     for name, value in sorted(tokenizer.state_dict().items()):
@@ -26,7 +26,7 @@ def fingerprint(tokenizer: ResidualVQ) -> str:
 
 @torch.no_grad()
 def write_tokens(
-    tokenizer: ResidualVQ,
+    tokenizer: ImageTokenizer,
     dataset: ImageDataset,
     folder: str | Path,
     *,
