@@ -24,11 +24,10 @@ def run(arguments: Any) -> None:
     import time
 
     import nextscale
+    from nextscale.cli.parsing import loading_options
 
     began = time.perf_counter()
-    model = nextscale.load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
-    )
+    model = nextscale.load(arguments.model, **loading_options(arguments))
     loading = time.perf_counter() - began
     if not hasattr(model, "steps"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")

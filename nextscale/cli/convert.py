@@ -9,6 +9,8 @@ from typing import Any
 def add_arguments(parser: Any) -> None:
     from typing import Literal
 
+    from nextscale.cli.parsing import add_needs
+
     parser.add_argument("source", type=str, help="name, file (also a training checkpoint) or folder")
     parser.add_argument("out", type=str, help="new folder; or a .pth file where one official file is written")
     parser.add_argument(
@@ -19,9 +21,9 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument(
         "--part",
-        type=Literal["all", "transformer", "tokenizer"],
+        type=str,
         default="all",
-        help="of a transformer with its tokenizer",
+        help="one of the models the source holds, such as transformer or tokenizer",
     )
     parser.add_argument(
         "--scales",
@@ -35,16 +37,12 @@ def add_arguments(parser: Any) -> None:
         default=None,
         help="of the weights that are written: float32, bfloat16 or float16; as stored, unless named",
     )
-    parser.add_argument(
-        "--tokenizer",
-        type=str | None,
-        default=None,
-        help="file, folder or name, where it is not beside an official file",
-    )
+    add_needs(parser)
 
 
 def run(arguments: Any) -> None:
     from nextscale.cli.console import note, say
+    from nextscale.cli.parsing import needed
     from nextscale.loading import build, cast, choose_dtype, open_source
 
     opened = open_source(arguments.source)
@@ -52,41 +50,32 @@ def run(arguments: Any) -> None:
     out = Path(arguments.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; nothing is overwritten: name a new one")
-    model = build(opened, schedule=arguments.scales, tokenizer=arguments.tokenizer)
+    model = build(opened, schedule=arguments.scales, **needed(arguments))
     if (dtype := choose_dtype(arguments.dtype)) is not None:
         cast(model, dtype)
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None and arguments.part == "transformer":
-        raise ValueError(f"{arguments.source} is a tokenizer: it has no transformer")
+    roles = dict(model.parts)
+    if arguments.part != "all" and arguments.part not in roles:
+        raise ValueError(f"{arguments.source} has no {arguments.part}; --part is all, {' or '.join(roles)}")
     if target == "nextscale":
         if out.suffix in (".pth", ".pt", ".safetensors"):
             raise ValueError(f"{out}: this library writes a folder (model.safetensors and config.json); name a folder")
-        if arguments.part == "transformer":
-            raise ValueError("a folder of this library holds a transformer together with its tokenizer: use --part all")
-        (tokenizer if tokenizer is not None and arguments.part == "tokenizer" else model).save(out)
+        if roles.get(arguments.part) is model and len(roles) > 1:
+            raise ValueError(
+                f"a folder of this library holds the {arguments.part} together with the rest: use --part all"
+            )
+        roles.get(arguments.part, model).save(out)
         say(f"written: {out}")
         return
-    parts = _official_parts(model, arguments.part)
-    if out.suffix and len(parts) > 1:
-        raise ValueError(f"{out}: {' and '.join(parts)} are two files; name a folder, or choose one by --part")
-    for name, part in parts.items():
+    chosen = roles if arguments.part == "all" else {arguments.part: roles[arguments.part]}
+    files = {part.official_name: part for part in chosen.values()}
+    if out.suffix and len(files) > 1:
+        raise ValueError(f"{out}: {' and '.join(files)} are two files; name a folder, or choose one by --part")
+    for name, part in files.items():
         path = out if out.suffix else out / name
         _save_official(part, path)
         say(f"written: {path}")
-    for remark in official_differences(tokenizer or model):
-        note(remark)
-
-
-def _official_parts(model: Any, part: str) -> dict[str, Any]:
-    """File names as the official repository has them, and what goes into them."""
-    tokenizer = getattr(model, "tokenizer", None) or model
-    parts = {}
-    if tokenizer is not model and part != "tokenizer":
-        parts[f"var_d{model.config.transformer.depth}.pth"] = model
-    if part != "transformer":
-        channels, codes = tokenizer.config.autoencoder.channels, tokenizer.config.quantizer
-        parts[f"vae_ch{channels}v{codes.vocabulary}z{codes.channels}.pth"] = tokenizer
-    return parts
+    for remark in roles["tokenizer"].official_differences():
+        note(f"the official code needs a change to compute the same: {remark}")
 
 
 def _save_official(model: Any, path: Path) -> None:
@@ -100,18 +89,3 @@ def _save_official(model: Any, path: Path) -> None:
         whole = value.untyped_storage().nbytes() == value.nbytes
         state[name] = value.detach().contiguous() if whole else value.detach().clone()
     write_atomically(path, lambda temporary: torch.save(state, temporary))
-
-
-def official_differences(tokenizer: Any) -> list[str]:
-    """What the official tokenizer code must be changed in to compute the same, as its files cannot say it."""
-    config = tokenizer.config
-    found = []
-    if config.autoencoder.norm_groups != 32:
-        found.append(f"norms of {config.autoencoder.norm_groups} groups, where it has 32")
-    if not config.autoencoder.attention:
-        found.append("no attention in the autoencoder, where it has some")
-    if config.quantizer.unit_norm:
-        found.append("a search by angle (its option using_znorm)")
-    if config.quantizer.smoothers != 4 or config.quantizer.smoothing != 0.5:
-        found.append(f"{config.quantizer.smoothers} smoothing convolutions of share {config.quantizer.smoothing}")
-    return [f"the official code needs a change to compute the same: {text}" for text in found]

@@ -17,10 +17,9 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> None:
     import nextscale
     from nextscale.cli.console import say
+    from nextscale.cli.parsing import loading_options
 
-    model = nextscale.load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
-    )
+    model = nextscale.load(arguments.model, **loading_options(arguments))
     if not hasattr(model, "steps"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
     from nextscale.demo import make_demo

@@ -51,10 +51,9 @@ def run(arguments: Any) -> None:
         raise ValueError("--mode class needs --class, a number or a name; the other modes take none")
     box = None if arguments.box is None else parse_box(arguments.box)
     import nextscale
+    from nextscale.cli.parsing import loading_options
 
-    model = nextscale.load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
-    )
+    model = nextscale.load(arguments.model, **loading_options(arguments))
     if not hasattr(model, "steps"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which edits no images")
     import torch

@@ -52,10 +52,9 @@ def run(arguments: Any) -> None:
     if arguments.num is not None and arguments.num < 1:
         raise ValueError(f"--num is {arguments.num}; expected 1 or more")
     import nextscale
+    from nextscale.cli.parsing import loading_options
 
-    model = nextscale.load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype, tokenizer=arguments.tokenizer
-    )
+    model = nextscale.load(arguments.model, **loading_options(arguments))
     if not hasattr(model, "generate"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
     if options["guidance"] is None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nextscale.models import MODELS
+from nextscale.systems import SYSTEMS
+
 
 def add_arguments(parser: Any) -> None:
     parser.add_argument("source", type=str, help="file, folder or name")
@@ -21,7 +24,7 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     from nextscale.cli.console import pairs, say
-    from nextscale.models import MODELS, local_path
+    from nextscale.models import local_path
 
     named = MODELS.get(arguments.source)
     if named is not None and local_path(named) is None:
@@ -91,32 +94,30 @@ def _is_derived(name: str) -> bool:
 
 
 def _parts(opened: Any, scales: str | None) -> list[tuple[str, Any, Mapping[str, Any]]]:
-    """(name, configuration, state dict) of a model's transformer and tokenizer, as far as the file holds them."""
-    from nextscale.core.checkpoint import find_state_dict
-    from nextscale.core.config import from_json
-    from nextscale.tasks.generation import var
-    from nextscale.tasks.tokenizers import residual_vq
+    """(what it is, configuration, tensors) of each model in a file or folder."""
+    if opened.config is not None:
+        return _parts_of(opened)
+    model_class = opened.system.model_class
+    role = "tokenizer" if not opened.system.needs else "transformer"
+    config, state = model_class.read_official(opened.content, **({} if scales is None else {"schedule": scales}))
+    found = [(role, config, state)]
+    for name, need in opened.system.needs.items():
+        content = _entry(opened.content, need.entry) if need.entry else None
+        if isinstance(content, Mapping):
+            found.append((name, *SYSTEMS[MODELS[need.model].system].model_class.read_official(content)))
+    return found
 
-    content, config = opened.content, opened.config
-    if config is not None:
-        saved = config["config"]
-        if opened.system.name == residual_vq.SYSTEM:
-            return [("tokenizer", from_json(residual_vq.ResidualVQConfig, saved), content)]
-        inner = {k.removeprefix("tokenizer."): v for k, v in content.items() if k.startswith("tokenizer.")}
-        outer = {k: v for k, v in content.items() if not k.startswith("tokenizer.")}
-        return [
-            ("transformer", from_json(var.VARConfig, saved["transformer"]), outer),
-            ("tokenizer", from_json(residual_vq.ResidualVQConfig, saved["tokenizer"]), inner),
-        ]
-    given = {} if scales is None else {"schedule": scales}
+
+def _parts_of(opened: Any) -> list[tuple[str, Any, Mapping[str, Any]]]:
+    """The parts of a saved folder; each tensor is counted with the innermost part that has it."""
+    from nextscale.loading import build
+
+    parts, taken = build(opened).parts, set[int]()
     found: list[tuple[str, Any, Mapping[str, Any]]] = []
-    if opened.system.name == var.SYSTEM:
-        state = find_state_dict(content, var.NESTED, "pos_1LC")
-        found.append(("transformer", var.config_from_official(state, **given), state))
-        content = _entry(content, opened.system.needs["tokenizer"].entry)
-    if isinstance(content, Mapping) and content:
-        state = find_state_dict(content, (("state_dict",), ("model",)), "quantize.embedding.weight")
-        found.append(("tokenizer", residual_vq.config_from_official(state, **given), state))
+    for role, part in reversed(parts.items()):
+        own = {name: value for name, value in part.state_dict().items() if value.data_ptr() not in taken}
+        taken |= {value.data_ptr() for value in own.values()}
+        found.insert(0, (role, part.config, own))
     return found
 
 

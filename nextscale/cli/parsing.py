@@ -52,8 +52,16 @@ def _plain(message: str) -> str:
     return f"--{name.replace('_', '-')} is {value!r}; expected {' or '.join(wanted) or kinds}"
 
 
-def add_loading(parser: ArgumentParser, tokenizer: bool = True) -> None:
-    """Options that go to :func:`nextscale.load`."""
+NEEDS = {
+    "tokenizer": "of an official transformer file, where it is not beside it",
+    "base": "model that an adapter was trained for, where it is not the one it names",
+    "refiner": "model that draws the fine scales, where the one given first draws the coarse ones",
+}
+"""Models that another one builds on (:class:`nextscale.systems.Need`), as options of all commands."""
+
+
+def add_loading(parser: ArgumentParser, needs: bool = True) -> None:
+    """Options that go to :func:`nextscale.load`; :func:`loading_options` reads them."""
     group = parser.add_argument_group("loading")
     group.add_argument(
         "--device", type=str | None, default=None, help="cuda, mps or cpu; whichever is there, unless named"
@@ -64,13 +72,24 @@ def add_loading(parser: ArgumentParser, tokenizer: bool = True) -> None:
         default=None,
         help="of the weights: float32, bfloat16 or float16; unless named, float32 on the CPU, elsewhere as stored",
     )
-    if tokenizer:
-        group.add_argument(
-            "--tokenizer",
-            type=str | None,
-            default=None,
-            help="file, folder or name, for an official transformer file whose tokenizer is not beside it",
-        )
+    if needs:
+        add_needs(group)
+
+
+def add_needs(group: Any) -> None:
+    """An option for each of :data:`NEEDS`."""
+    for name, use in NEEDS.items():
+        group.add_argument(f"--{name}", type=str | None, default=None, help=f"file, folder or name: {use}")
+
+
+def needed(arguments: Any) -> dict[str, Any]:
+    """The models of :data:`NEEDS` that were given."""
+    return {name: source for name in NEEDS if (source := getattr(arguments, name, None)) is not None}
+
+
+def loading_options(arguments: Any) -> dict[str, Any]:
+    """What :func:`add_loading` has read, for :func:`nextscale.load`."""
+    return {"device": arguments.device, "dtype": arguments.dtype, **needed(arguments)}
 
 
 def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float) -> None:

@@ -72,6 +72,11 @@ class ClassConditional(nn.Module):
         """The images, in [0, 1], of what the scales amount to (:attr:`ScaleStep.total`)."""
         return (self.tokenizer.decode_features(total) + 1) / 2
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The models a file may hold, by what they are; each has ``config``, ``official_name``, ``to_official``."""
+        return {"transformer": self, **self.tokenizer.parts}
+
     # --- labels ------------------------------------------------------------------------------------------
 
     def drop_labels(self, labels: Int[Tensor, " batch"], uniform: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:

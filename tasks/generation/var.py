@@ -228,6 +228,17 @@ class VAR(ClassConditional):
         state = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
         return to_layout(_KEYS, state) | derived_buffers(self.config.schedule)
 
+    @property
+    def official_name(self) -> str:
+        """The file name that the official repository gives such a model."""
+        return f"var_d{self.config.transformer.depth}.pth"
+
+    @classmethod
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[VARConfig, dict[str, Tensor]]:
+        """Configuration and flat state dict in an official file's content; overrides as for :meth:`from_official`."""
+        state = find_state_dict(content, NESTED, "pos_1LC")
+        return config_from_official(state, **overrides), state
+
     @classmethod
     def from_official(cls, content: Mapping[str, Any], tokenizer: ResidualVQ, **overrides: Any) -> VAR:
         """Build from an official file's content; sizes and options are read from its keys and shapes.
@@ -240,8 +251,7 @@ class VAR(ClassConditional):
         Raises:
             CheckpointError: the content is not a VAR.
         """
-        state = find_state_dict(content, NESTED, "pos_1LC")
-        config = config_from_official(state, **overrides)
+        config, state = cls.read_official(content, **overrides)
         with weightless():
             model = cls(config, tokenizer)
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()} | from_layout(_KEYS, state)

@@ -255,6 +255,13 @@ class FlexVQ(ImageTokenizer):
         state[_USAGE] = torch.zeros(65536)  # statistics of training; they carry nothing for inference
         return state
 
+    official_name = "FlexVAE.pth"
+
+    @classmethod
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[FlexVQConfig, dict[str, Tensor]]:
+        state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
+        return config_from_official(state, **overrides), state
+
     @classmethod
     def from_official(cls, content: Mapping[str, Any], **overrides: Any) -> FlexVQ:
         """Build from an official file's content; sizes are read from its keys and shapes.
@@ -265,8 +272,7 @@ class FlexVQ(ImageTokenizer):
         Raises:
             CheckpointError: the content is not such a tokenizer.
         """
-        state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
-        config = config_from_official(state, **overrides)
+        config, state = cls.read_official(content, **overrides)
         state.pop(_USAGE, None)
         own: dict[str, Tensor] = {}
         levels = len(config.autoencoder.multipliers)

@@ -100,6 +100,25 @@ class ImageTokenizer(nn.Module, ABC):
 
     # --- files -------------------------------------------------------------------------------------------
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The models a file may hold, by what they are; each has ``config``, ``official_name``, ``to_official``."""
+        return {"tokenizer": self}
+
+    @property
+    @abstractmethod
+    def official_name(self) -> str:
+        """The file name that the official repository gives such a tokenizer."""
+
+    def official_differences(self) -> list[str]:
+        """What the official code must be changed in to compute the same, as its files cannot say it."""
+        return []
+
+    @classmethod
+    @abstractmethod
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Configuration and flat state dict in an official file's content; overrides as for :meth:`from_official`."""
+
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` and ``config.json``; :meth:`load` reads them back."""
         return save_folder(folder, self.state_dict(), {"system": self.system, "config": to_json(self.config)})

@@ -120,6 +120,29 @@ class ResidualVQ(ImageTokenizer):
         state[_USAGE] = torch.zeros(len(self.config.schedule), self.config.quantizer.vocabulary)
         return state
 
+    @property
+    def official_name(self) -> str:
+        codes = self.config.quantizer
+        return f"vae_ch{self.config.autoencoder.channels}v{codes.vocabulary}z{codes.channels}.pth"
+
+    def official_differences(self) -> list[str]:
+        autoencoder, quantizer = self.config.autoencoder, self.config.quantizer
+        found = []
+        if autoencoder.norm_groups != 32:
+            found.append(f"norms of {autoencoder.norm_groups} groups, where it has 32")
+        if not autoencoder.attention:
+            found.append("no attention in the autoencoder, where it has some")
+        if quantizer.unit_norm:
+            found.append("a search by angle (its option using_znorm)")
+        if quantizer.smoothers != 4 or quantizer.smoothing != 0.5:
+            found.append(f"{quantizer.smoothers} smoothing convolutions of share {quantizer.smoothing}")
+        return found
+
+    @classmethod
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[ResidualVQConfig, dict[str, Tensor]]:
+        state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
+        return config_from_official(state, **overrides), state
+
     @classmethod
     def from_official(cls, content: Mapping[str, Any], **overrides: Any) -> ResidualVQ:
         """Build from an official file's content; sizes are read from its keys and shapes.
@@ -130,8 +153,7 @@ class ResidualVQ(ImageTokenizer):
         Raises:
             CheckpointError: the content is not such a tokenizer.
         """
-        state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
-        config = config_from_official(state, **overrides)
+        config, state = cls.read_official(content, **overrides)
         with weightless():
             model = cls(config)
         key_map = _key_map(config)
