@@ -131,5 +131,5 @@ def in_official_names(model: ResidualVQ | VAR, values: Mapping[str, Tensor | Non
 
 
 def norms(tensors: Mapping[str, Tensor], names: list[str]) -> np.ndarray:
-    """2-norms in the order of ``names``."""
-    return np.array([float(tensors[name].norm()) for name in names])
+    """2-norms in the order of ``names``; in float64, since single precision loses digits over millions of numbers."""
+    return np.array([float(tensors[name].double().norm()) for name in names])

@@ -137,7 +137,7 @@ def train_step(case: Case) -> Mapping[str, Any]:
         "per_token_loss": losses.detach(),
         "loss": np.float64(loss.item()),
         "grad_norms": norms(gradients, names),
-        "total_norm": np.float64(torch.stack([value.norm() for value in adapter]).norm()),
+        "total_norm": np.float64(torch.stack([value.double().norm() for value in adapter]).norm()),
         "trainable": [int(name in trainable) for name in names],
         "decayed": [int(bool(decayed[name].any())) for name in names],
     }
