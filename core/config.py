@@ -49,5 +49,6 @@ def _read(hint: Any, value: Any) -> Any:
     if is_dataclass(hint):
         return from_json(typing.cast(type, hint), value)
     if typing.get_origin(hint) is tuple:
-        return tuple(value)
+        inner = typing.get_args(hint)[0]
+        return tuple(_read(inner, item) for item in value)
     return value

@@ -24,13 +24,14 @@ class Outer:
     schedule: ScaleSchedule = SCHEDULE
     names: tuple[str, ...] | None = None
     other: Inner | None = None
+    parts: tuple[Inner, ...] = ()
 
 
 @pytest.mark.parametrize(
     "config",
     [
         Outer(3),
-        Outer(3, Inner((4,), 0.5), ScaleSchedule.grids([(1, 2), (3, 4)], planes=3), ("a", "é"), Inner()),
+        Outer(3, Inner((4,), 0.5), ScaleSchedule.grids([(1, 2), (3, 4)], planes=3), ("a", "é"), Inner(), (Inner(), Inner((2,)))),
     ],
 )
 def test_round_trip(config: Outer) -> None:
