@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nextscale.core.schedule import Segment
@@ -121,6 +121,21 @@ def attend(
 ) -> Float[Tensor, "batch queries heads size"]:
     """softmax(``scale`` q k^T) v over all the keys."""
     return select_kernel(query, kernel)(query, key, value, scale)
+
+
+def attend_visible(
+    query: Float[Tensor, "batch queries heads size"],
+    key: Float[Tensor, "batch keys heads size"],
+    value: Float[Tensor, "batch keys heads size"],
+    scale: float,
+    visible: Bool[Tensor, "batch keys"] | None,
+) -> Float[Tensor, "batch queries heads size"]:
+    """The same where only some of each row's keys count, for memories of various length; None: all."""
+    if visible is None:
+        return attend(query, key, value, scale)
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    mask = visible[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 
 
 def attend_segments(

@@ -122,10 +122,10 @@ class CategoricalEmitter:
         return self._softmax(self._filtered(logits, index), index)
 
     def _filtered(self, logits: Tensor, index: int) -> Tensor:
-        return filter_logits(logits, int(_at(self.top_k, index)), _at(self.top_p, index))
+        return filter_logits(logits, int(at_scale(self.top_k, index)), at_scale(self.top_p, index))
 
     def _softmax(self, filtered: Tensor, index: int) -> Tensor:
-        temperature = _at(self.temperature, index)
+        temperature = at_scale(self.temperature, index)
         return (filtered if temperature == 1 else filtered / temperature).softmax(-1)
 
     def emit(self, context: ScaleContext) -> Emission:
@@ -157,7 +157,12 @@ class CategoricalEmitter:
         return tokens, weights @ vectors
 
 
-def _at(value: float | Sequence[float], index: int) -> float:
+def at_scale(value: float | Sequence[float], index: int) -> float:
+    """An option's value at scale ``index``: one number for all, or one for each.
+
+    Raises:
+        ValueError: there are too few.
+    """
     if not isinstance(value, Sequence):
         return value
     if index >= len(value):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -19,6 +19,10 @@ class Draws(Protocol):
 
     def categorical(self, probabilities: Float[Tensor, "batch tokens choices"]) -> Int[Tensor, "batch tokens"]:
         """One draw per row."""
+        ...
+
+    def bits(self, ones: Float[Tensor, "batch draws"]) -> Bool[Tensor, "batch draws"]:
+        """True with the probabilities ``ones``."""
         ...
 
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -45,6 +49,10 @@ class ImageDraws:
         threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
         return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
 
+    def bits(self, ones: Tensor) -> Tensor:
+        rows = [torch.rand(ones.shape[1], generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(ones.device) < ones
+
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         rows = [torch.empty(tuple(shape[1:])).exponential_(generator=g) for g in self._generators]
         return torch.stack(rows).to(device)
@@ -62,6 +70,9 @@ class BatchDraws:
     def categorical(self, probabilities: Tensor) -> Tensor:
         flat = probabilities.flatten(0, 1)
         return torch.multinomial(flat, 1, replacement=True, generator=self._generator).view(probabilities.shape[:2])
+
+    def bits(self, ones: Tensor) -> Tensor:
+        return self.categorical(torch.stack((1 - ones, ones), dim=-1)).bool()
 
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         return torch.empty(tuple(shape), device=device).exponential_(generator=self._generator)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from nextscale.core.attention import attend, attend_segments
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.fused import linear, linear_gelu
+from nextscale.core.rotary import Rotation, rotate
 from nextscale.core.schedule import Segment
 
 MAX_LOG_SCALE = math.log(100)
@@ -78,7 +79,7 @@ class Modulation(nn.Module):
         return self.linear(F.silu(condition)).unflatten(-1, (1, self.chunks, -1))
 
 
-def _to_length(x: Float[Tensor, "*batch heads size"], length: Float[Tensor, "heads 1"]) -> Tensor:
+def to_length(x: Float[Tensor, "*batch heads size"], length: Float[Tensor, "heads 1"]) -> Tensor:
     """Vectors scaled to a length (float32, as the norm is), in the vectors' precision."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return (x * (length / norm.clamp_min(1e-12))).to(x.dtype)
@@ -109,13 +110,21 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
         if self.log_scale is not None:
             scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
-            q, k = _to_length(q, scale), _to_length(k, torch.ones_like(scale))
+            q, k = to_length(q, scale), to_length(k, torch.ones_like(scale))
         return q, k, v
 
     def forward(
-        self, x: Tensor, segments: Sequence[Segment] | None = None, cache: KeyValueCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        segments: Sequence[Segment] | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        rotation: Rotation | None = None,
     ) -> Tensor:
+        """Attend to what ``segments`` and ``cache`` hold; with ``rotation``, by rotary positions of these tokens."""
         q, k, v = self.project(x)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
         out = attend(q, k, v, self.scale) if segments is None else attend_segments(q, k, v, self.scale, segments)
@@ -242,12 +251,15 @@ class NextScaleTransformer(nn.Module):
         segments: Sequence[Segment] | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
+        **given: Any,
     ) -> Float[Tensor, "batch positions width"]:
         """Run one block: a step of :meth:`forward`, for models that do something between the blocks.
 
         Args:
             layer: the block's place in the cache.
+            given: what the blocks of a subclass take beside.
         """
         if self.gradient_checkpointing and self.training and cache is None:
-            return cast(Tensor, checkpoint(block, x, modulation, segments, use_reentrant=False))
-        return cast(Tensor, block(x, modulation, segments, cache, layer))
+            arguments = (x, modulation, segments, None, layer)
+            return cast(Tensor, checkpoint(block, *arguments, use_reentrant=False, **given))
+        return cast(Tensor, block(x, modulation, segments, cache, layer, **given))
