@@ -31,7 +31,8 @@ class Outer:
     "config",
     [
         Outer(3),
-        Outer(3, Inner((4,), 0.5), ScaleSchedule.grids([(1, 2), (3, 4)], planes=3), ("a", "é"), Inner(), (Inner(), Inner((2,)))),
+        Outer(3, Inner((4,), 0.5), ScaleSchedule.grids([(1, 2), (3, 4)], planes=3), ("a", "é"), Inner()),
+        Outer(3, parts=(Inner(), Inner((2,), 0.5))),
     ],
 )
 def test_round_trip(config: Outer) -> None:
