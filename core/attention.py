@@ -1,6 +1,6 @@
 """Attention for next-scale models, over interchangeable kernels.
 
-No mask is ever built. While sampling, the cache holds exactly what may be seen; in training, the queries
+Usually no mask is built. While sampling, the cache holds exactly what may be seen; in training, the queries
 of each scale see a prefix of the keys, so one unmasked call per scale does the work with fewer score
 entries than a dense mask (286,434 of 462,400 for VAR at 256 px).
 
@@ -21,6 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nextscale.core.schedule import Segment
+
+Visibility = Sequence[Segment] | Tensor
+"""Which keys each query sees: segments, or the bias that :func:`visibility_bias` makes of them."""
 
 
 class Kernel(Protocol):
@@ -143,7 +146,7 @@ def attend_segments(
     key: Float[Tensor, "batch keys heads size"],
     value: Float[Tensor, "batch keys heads size"],
     scale: float,
-    segments: Sequence[Segment],
+    segments: Visibility,
     kernel: str | None = None,
 ) -> Float[Tensor, "batch positions heads size"]:
     """Attention where each segment of the queries sees a prefix of the keys.
@@ -151,8 +154,10 @@ def attend_segments(
     The segments must cover the queries in order. Key prefixes are shared by several calls and their
     gradients accumulate, as autograd does for views.
     """
+    if isinstance(segments, Tensor):
+        return _attend_biased(query, key, value, scale, segments)
     if kernel is None and _dense_is_faster(query):
-        return _attend_dense(query, key, value, scale, tuple(segments))
+        return _attend_biased(query, key, value, scale, _bias(tuple(segments), key.shape[1]))
     run = select_kernel(query, kernel)
     outputs = [run(query[:, s.start : s.stop], key[:, : s.visible], value[:, : s.visible], scale) for s in segments]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -168,11 +173,22 @@ def _dense_is_faster(query: Tensor) -> bool:
     return training and query.device.type == "cpu" and query.shape[1] <= DENSE_LENGTH
 
 
-def _attend_dense(query: Tensor, key: Tensor, value: Tensor, scale: float, segments: tuple[Segment, ...]) -> Tensor:
+def _attend_biased(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor) -> Tensor:
+    if not _dense_is_faster(query):
+        q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale).transpose(1, 2)
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-    bias = _bias(segments, key.shape[1]).to(query.dtype)
-    weights = torch.baddbmm(bias, q, k.mT, alpha=scale).softmax(-1).to(v.dtype)
+    weights = torch.baddbmm(bias.to(q.dtype), q, k.mT, alpha=scale).softmax(-1).to(v.dtype)
     return torch.bmm(weights, v).unflatten(0, (len(query), -1)).transpose(1, 2)
+
+
+def visibility_bias(segments: Sequence[Segment]) -> Float[Tensor, "queries keys"]:
+    """What is added to the scores instead of cutting the queries into segments: 0 where a key is seen, else -inf.
+
+    It costs more than the segments, but a compiled graph holds for every list of the same length, and a length need
+    not be a constant of the graph: for training with lists that change from step to step.
+    """
+    return _bias(tuple(segments), segments[-1].visible)
 
 
 @cache

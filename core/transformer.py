@@ -18,11 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nextscale.core.attention import attend, attend_segments
+from nextscale.core.attention import Visibility, attend, attend_segments
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.fused import linear, linear_gelu
 from nextscale.core.rotary import Rotation, rotate
-from nextscale.core.schedule import Segment
 
 MAX_LOG_SCALE = math.log(100)
 """Largest learned logit scale of cosine attention, as a logarithm."""
@@ -116,7 +115,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        segments: Sequence[Segment] | None = None,
+        segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
         rotation: Rotation | None = None,
@@ -182,7 +181,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch positions width"],
         modulation: Float[Tensor, "batch 1 6 width"],
-        segments: Sequence[Segment] | None = None,
+        segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "batch positions width"]:
@@ -228,7 +227,7 @@ class NextScaleTransformer(nn.Module):
         self,
         x: Float[Tensor, "batch positions width"],
         modulations: Sequence[Tensor],
-        segments: Sequence[Segment] | None = None,
+        segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch positions width"]:
         """Run the blocks.
@@ -248,7 +247,7 @@ class NextScaleTransformer(nn.Module):
         block: Block,
         x: Float[Tensor, "batch positions width"],
         modulation: Float[Tensor, "batch 1 6 width"],
-        segments: Sequence[Segment] | None = None,
+        segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
         **given: Any,

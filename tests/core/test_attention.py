@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nextscale.core.attention import KERNELS, attend, attend_segments, select_kernel
+from nextscale.core.attention import KERNELS, attend, attend_segments, select_kernel, visibility_bias
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.schedule import ScaleSchedule
 
@@ -67,3 +67,18 @@ def test_cache_is_concatenation(lengths: list[int], layers: int) -> None:
     assert cache.nbytes == 2 * layers * 2 * sum(lengths) * 3 * 4 * 4
     with pytest.raises(ValueError, match=f"room for {sum(lengths)} positions, {sum(lengths) + 1} were"):
         cache.append(0, torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
+
+
+@pytest.mark.parametrize("length", ["short", "long"])
+def test_a_bias_stands_for_segments(length: str) -> None:
+    """Both of its forms, values and gradients."""
+    sides = (1, 2, 4) if length == "short" else (1, 2, 16)
+    segments = ScaleSchedule.squares(*sides).segments
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, segments[-1].visible, 2, 4, requires_grad=True) for _ in range(3)]
+    results = []
+    for visible in (segments, visibility_bias(segments)):
+        out = attend_segments(*tensors, 0.7, visible, None)
+        results.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
+    for ours, other in zip(*results, strict=True):
+        assert torch.allclose(ours, other, atol=1e-4)
