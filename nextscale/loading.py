@@ -69,12 +69,18 @@ def load(
             system, or does not fit an override.
     """
     place, precision = choose_device(device), choose_dtype(dtype)
-    model = build(open_source(source, system), **overrides)
+    model = build(open_source(source, system or combining(overrides)), **overrides)
     if precision is None and place.type == "cpu":
         precision = choose_dtype("float32")
     if precision is not None:
         cast(model, precision)
     return model.to(place).eval()
+
+
+def combining(overrides: Mapping[str, Any]) -> str | None:
+    """The system that a model becomes part of when another one is given beside it."""
+    given = {name for name, value in overrides.items() if value is not None}
+    return next((each.name for each in SYSTEMS.values() if each.combines and given & set(each.needs)), None)
 
 
 def open_source(source: Source, system: str | None = None) -> Opened:
@@ -104,11 +110,13 @@ def open_source(source: Source, system: str | None = None) -> Opened:
             )
         state, config = read_folder(folder)
         saved = str(config.get("system"))
-        if saved not in SYSTEMS or system not in (None, saved):
+        if saved not in SYSTEMS or (system not in (None, saved) and find_system(str(system)).combines != saved):
             wanted = system or f"one of {', '.join(SYSTEMS)}"
             raise CheckpointError(f"{folder} holds a saved {saved!r}, expected {wanted}")
-        return Opened(SYSTEMS[saved], state, config, folder, named)
+        return Opened(SYSTEMS[system or saved], state, config, folder, named)
     content = read_tensors(path)
+    if system is None and named is not None:
+        system = named.system
     return Opened(_recognise(content, system, str(path)), content, None, path, named)
 
 
@@ -150,6 +158,13 @@ def build(opened: Opened, **overrides: Any) -> Any:
     """
     system = opened.system
     overrides = {key: value for key, value in overrides.items() if value is not None}
+    if opened.named is not None and opened.named.system == system.name:
+        overrides = {**opened.named.options, **overrides}
+    if system.combines is not None and (opened.config is None or opened.config.get("system") == system.combines):
+        own = {key: overrides.pop(key) for key in (*system.needs, *system.overrides) if key in overrides}
+        model = build(replace(opened, system=SYSTEMS[system.combines]), **overrides)
+        needed = {name: find_needed(opened, name, own.pop(name, None), beside=model) for name in system.needs}
+        return system.model_class.of(model, **needed, **own)
     if opened.config is not None:
         hints = dict(opened.config.get("needs", {}))
         if unknown := [key for key in overrides if key not in hints]:
@@ -170,7 +185,7 @@ def build(opened: Opened, **overrides: Any) -> Any:
     return model
 
 
-def find_needed(opened: Opened, name: str, given: Any = None, hint: str | None = None) -> Any:
+def find_needed(opened: Opened, name: str, given: Any = None, hint: str | None = None, beside: Any = None) -> Any:
     """A model that another one builds on: the tokenizer of a transformer, the base of an adapter.
 
     In this order: the one that is given (a path, a model's name or a loaded model); the saved folder's hint (a name, or
@@ -179,6 +194,7 @@ def find_needed(opened: Opened, name: str, given: Any = None, hint: str | None =
 
     Args:
         name: as in :attr:`nextscale.systems.System.needs`.
+        beside: a model that is built already, whose tokenizer serves this one too where its file has none.
 
     Raises:
         FileNotFoundError: none is here and the hub's cannot be fetched.
@@ -191,7 +207,7 @@ def find_needed(opened: Opened, name: str, given: Any = None, hint: str | None =
     if given is not None:
         if not isinstance(given, str | os.PathLike | Mapping):
             return given
-        return _of_kind(build(open_source(given)), kind, given)
+        return _of_kind(_build_beside(open_source(given), beside), kind, given)
     if hint is not None:
         beside_folder = opened.path / hint if opened.path is not None else Path(hint)
         source = hint if hint in MODELS or not beside_folder.exists() else beside_folder
@@ -202,18 +218,25 @@ def find_needed(opened: Opened, name: str, given: Any = None, hint: str | None =
     if need.entry and isinstance(part, Mapping):
         return build(Opened(SYSTEMS[published.system], part))
     if opened.path is not None and published.file is not None:
-        beside = opened.path.parent / published.file
+        neighbour = opened.path.parent / published.file
         others = sorted(opened.path.parent.glob(need.beside)) if need.beside else []
-        if beside.is_file() or len(others) == 1:
-            return build(open_source(beside if beside.is_file() else others[0], published.system))
+        if neighbour.is_file() or len(others) == 1:
+            found = neighbour if neighbour.is_file() else others[0]
+            return _build_beside(open_source(found, published.system), beside)
     try:
-        return build(open_source(published.name))
+        return _build_beside(open_source(published.name), beside)
     except FileNotFoundError as error:
         what = opened.path or "the state dict"
         raise FileNotFoundError(
             f"{what} is a {opened.system.name} without its {name}. Put {published.file} (hub: {published.repository}) "
             f"beside it, or pass its path: {name}=PATH in Python, --{name} PATH on the command line ({error})"
         ) from None
+
+
+def _build_beside(opened: Opened, other: Any) -> Any:
+    """A model; with another one's tokenizer where its file has none."""
+    shares = other is not None and opened.config is None and "tokenizer" in opened.system.needs
+    return build(opened, tokenizer=other.tokenizer) if shares else build(opened)
 
 
 def _of_kind(model: Any, kind: type, source: Any) -> Any:

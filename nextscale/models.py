@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Models that ship with the library, a folder each."""
@@ -21,6 +22,7 @@ class NamedModel:
     terms: licence of the weights.
     repository, file: place on the Hugging Face hub; None: ships with the library.
     needs: names of the models that the file builds on, by what they are to it.
+    options: what else :func:`nextscale.load` is told where nothing else is asked for.
     """
 
     name: str
@@ -30,6 +32,7 @@ class NamedModel:
     repository: str | None = None
     file: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -49,6 +52,44 @@ def _released(depth: int, pixels: int, parameters: str, fid: str) -> NamedModel:
     )
 
 
+def _collaborating(drafted: int, fid: str) -> tuple[NamedModel, NamedModel]:
+    """A drafter with its refiner, and the refiner alone."""
+    terms, repository, tokenizer = "MIT (czg1225/CoDe)", "Zigeng/VAR_CoDe", {"tokenizer": "var-tokenizer"}
+    refiner = NamedModel(
+        name=f"code-{drafted}-refiner",
+        system="var",
+        summary=f"var-d16 for the last {10 - drafted} of 10 scales, after the drafter of code-{drafted}",
+        terms=terms,
+        repository=repository,
+        file=f"refiner_{drafted}.pth",
+        needs=tokenizer,
+    )
+    pair = NamedModel(
+        name=f"code-{drafted}",
+        system="code",
+        summary=f"ImageNet classes, 256 px, d30 draws {drafted} scales and d16 the rest, published FID {fid}",
+        terms=terms,
+        repository=repository,
+        file=f"drafter_{drafted}.pth",
+        needs={"refiner": refiner.name, **tokenizer},
+        options={"draft_scales": drafted},
+    )
+    return pair, refiner
+
+
+def _controlled(control: str, shown: str) -> NamedModel:
+    return NamedModel(
+        name=f"car-{control}-d16",
+        system="car",
+        summary=f"adapter, 196 M parameters, that lets var-d16 follow {shown}",
+        terms="MIT (MiracleDance/CAR)",
+        repository="MiracleDance/CAR",
+        file=f"car_{control}_d16.pth",
+        needs={"base": "var-d16"},
+        options={"control_type": control},
+    )
+
+
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
     _released(16, 256, "310 M", "3.55"),
@@ -56,6 +97,15 @@ _MODELS = (
     _released(24, 256, "1.0 B", "2.33"),
     _released(30, 256, "2.0 B", "1.97"),
     _released(36, 512, "2.4 B", "2.63"),
+    *_collaborating(6, "2.27"),
+    *_collaborating(7, "2.11"),
+    *_collaborating(8, "1.98"),
+    *_collaborating(9, "1.94"),
+    _controlled("canny", "canny edges"),
+    _controlled("hed", "soft edges"),
+    _controlled("depth", "depth maps"),
+    _controlled("normal", "surface normals"),
+    _controlled("sketch", "sketches"),
     NamedModel(
         name="var-tokenizer",
         system="residual-vq",

@@ -35,6 +35,8 @@ class System:
     needs: what an official file builds on, by the name under which ``from_official`` takes it. A saved folder is
         complete, unless its configuration has an entry ``needs``: names, each with a model's name or a path.
     overrides: what else an official file cannot tell.
+    combines: system whose models it puts together with what it needs. Its own official files are that system's; any
+        model of it may be given, and the class has ``of(model, **needs, **overrides)`` in place of ``from_official``.
     """
 
     name: str
@@ -42,6 +44,7 @@ class System:
     class_name: str
     needs: Mapping[str, Need] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    combines: str | None = None
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
         """Whether a file's content is of this system, in its official layout."""
@@ -58,12 +61,28 @@ class System:
 
 
 _SYSTEMS = (
+    # Before VAR: a snapshot of its training holds a VAR too.
+    System(
+        name="car",
+        module="nextscale.tasks.generation.car",
+        class_name="CAR",
+        needs={"base": Need("var-d16", beside="var_d*.pth")},
+        overrides=("control_type", "label_drop", "guidance"),
+    ),
     System(
         name="var",
         module="nextscale.tasks.generation.var",
         class_name="VAR",
         needs={"tokenizer": Need("var-tokenizer", ("trainer", "vae_local"), "vae_*.pth")},
         overrides=("schedule", "heads"),
+    ),
+    System(
+        name="code",
+        module="nextscale.tasks.generation.code",
+        class_name="CoDe",
+        needs={"refiner": Need("var-d16", beside="refiner_*.pth")},
+        overrides=("draft_scales",),
+        combines="var",
     ),
     System(
         name="residual-vq",
@@ -119,6 +138,7 @@ RECIPES: dict[str, Recipe] = {
         "images <-> token maps of any size, for FlexVAR",
     ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
+    "car": Recipe("nextscale.tasks.generation.car_recipe:CARRecipe", "adapter that controls a frozen VAR by pictures"),
     "code-drafter": Recipe(
         "nextscale.tasks.generation.code_recipe:DrafterRecipe", "VAR for the coarse scales, beside a smaller one"
     ),

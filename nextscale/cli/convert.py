@@ -43,9 +43,9 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> None:
     from nextscale.cli.console import note, say
     from nextscale.cli.parsing import needed
-    from nextscale.loading import build, cast, choose_dtype, open_source
+    from nextscale.loading import build, cast, choose_dtype, combining, open_source
 
-    opened = open_source(arguments.source)
+    opened = open_source(arguments.source, combining(needed(arguments)))
     target = arguments.to or ("nextscale" if opened.config is None else "official")
     out = Path(arguments.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -67,7 +67,8 @@ def run(arguments: Any) -> None:
         say(f"written: {out}")
         return
     chosen = roles if arguments.part == "all" else {arguments.part: roles[arguments.part]}
-    files = {part.official_name: part for part in chosen.values()}
+    names = getattr(model, "official_names", {})
+    files = {names.get(role, part.official_name): part for role, part in chosen.items()}
     if out.suffix and len(files) > 1:
         raise ValueError(f"{out}: {' and '.join(files)} are two files; name a folder, or choose one by --part")
     for name, part in files.items():

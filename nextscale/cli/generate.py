@@ -52,7 +52,7 @@ def run(arguments: Any) -> None:
     if arguments.num is not None and arguments.num < 1:
         raise ValueError(f"--num is {arguments.num}; expected 1 or more")
     import nextscale
-    from nextscale.cli.parsing import loading_options
+    from nextscale.cli.parsing import loading_options, needed
 
     model = nextscale.load(arguments.model, **loading_options(arguments))
     if not hasattr(model, "generate"):
@@ -68,7 +68,8 @@ def run(arguments: Any) -> None:
     files |= {"images": [path.name for path in files["images"]]}
     record = write_record(
         out / "generate.json",
-        {"model": arguments.model, "classes": classes, "num": number, "seed": arguments.seed, **options}
+        {"model": arguments.model, **needed(arguments)}
+        | {"classes": classes, "num": number, "seed": arguments.seed, **options}
         | {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")},
         {**files, "labels": shown["labels"], "seeds": shown["seeds"]},
     )

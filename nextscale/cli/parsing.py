@@ -80,11 +80,15 @@ def add_needs(group: Any) -> None:
     """An option for each of :data:`NEEDS`."""
     for name, use in NEEDS.items():
         group.add_argument(f"--{name}", type=str | None, default=None, help=f"file, folder or name: {use}")
+    group.add_argument(
+        "--draft-scales", type=int | None, default=None, help="with --refiner: how many scales the first model draws"
+    )
 
 
 def needed(arguments: Any) -> dict[str, Any]:
-    """The models of :data:`NEEDS` that were given."""
-    return {name: source for name in NEEDS if (source := getattr(arguments, name, None)) is not None}
+    """What of :func:`add_needs` was given."""
+    names = (*NEEDS, "draft_scales")
+    return {name: given for name in names if (given := getattr(arguments, name, None)) is not None}
 
 
 def loading_options(arguments: Any) -> dict[str, Any]:

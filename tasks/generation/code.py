@@ -206,18 +206,44 @@ class CoDe(ClassConditional):
 
     def to_official(self) -> dict[str, dict[str, Tensor]]:
         """Each model's official state dict: ``drafter``, ``refiner``, and ``middle_1``, … between them."""
+        return {name: part.to_official() for name, part in self.parts.items() if isinstance(part, VAR)}
+
+    @property
+    def parts(self) -> dict[str, Any]:
         names = ["drafter", *(f"middle_{number}" for number in range(1, len(self.models) - 1)), "refiner"]
-        return {name: model.to_official() for name, model in zip(names, self.models, strict=True)}
+        return {**dict(zip(names, self.models, strict=True)), **self.tokenizer.parts}
+
+    @property
+    def official_names(self) -> dict[str, str]:
+        """The file names that the official repository gives such a pair, by part."""
+        return {name: f"{name}_{self.config.handovers[0]}.pth" for name in self.to_official()}
 
     @classmethod
-    def from_official(cls, content: Mapping[str, Any], tokenizer: ResidualVQ, refiner: VAR, draft_scales: int) -> CoDe:
-        """From the drafter's official file, and a refiner that is built already.
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[VARConfig, dict[str, Tensor]]:
+        """The official files are VAR's, one for each model."""
+        return VAR.read_official(content, **overrides)
+
+    @classmethod
+    def of(cls, model: VAR, refiner: VAR, draft_scales: int | None = None) -> CoDe:
+        """A drafter and a refiner.
 
         Args:
-            content: of the drafter's file, in VAR's layout: this system's own files are VAR's.
             draft_scales: how many scales the drafter draws.
+
+        Raises:
+            ValueError: that is not said, or the models cannot share a pyramid.
         """
-        return cls([VAR.from_official(content, tokenizer), refiner], [draft_scales]).eval()
+        if draft_scales is None:
+            raise ValueError(
+                "how many scales does the first model draw before the refiner goes on? Say it: draft_scales=6 in "
+                "Python, --draft-scales 6 on the command line"
+            )
+        return cls([model, refiner], [draft_scales]).eval()
+
+
+def is_official(content: Mapping[str, Any]) -> bool:
+    """Never: the official files are two VARs', and nothing in either tells of the other."""
+    return False
 
 
 def hand_over(totals: Sequence[Tensor], pyramid: ScalePyramid, schedule: ScaleSchedule) -> Accepted:
@@ -257,6 +283,9 @@ class OfficialDraws:
 
     def categorical(self, probabilities: Tensor) -> Tensor:
         return self._turn.categorical(probabilities)
+
+    def bits(self, ones: Tensor) -> Tensor:
+        return self._turn.bits(ones)
 
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._turn.exponential(shape, device)

@@ -170,7 +170,7 @@ def test_overrides_are_checked(forms: SimpleNamespace) -> None:
         nextscale.load(forms.transformer, sheduel="1 2 4")
     with pytest.raises(ValueError, match="schedule: a folder saved by this library says all of this itself"):
         nextscale.load(forms.folder, schedule="1 2 4")
-    with pytest.raises(ValueError, match="unknown system 'sar'; known are var, residual-vq"):
+    with pytest.raises(ValueError, match=r"unknown system 'sar'; known are .*\bvar, .*residual-vq"):
         nextscale.load(forms.transformer, "sar")
     with pytest.raises(CheckpointError, match="holds a saved 'var', expected residual-vq"):
         nextscale.load(forms.folder, "residual-vq")
@@ -235,7 +235,7 @@ def test_folders_that_are_no_models(forms: SimpleNamespace, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"it holds var_small.pth. Of official files give the file"):
         nextscale.load(tmp_path)
     save_folder(tmp_path / "later", {"x": torch.zeros(1)}, {"system": "dar", "config": {}})
-    with pytest.raises(CheckpointError, match="holds a saved 'dar', expected one of var, residual-vq"):
+    with pytest.raises(CheckpointError, match=r"holds a saved 'dar', expected one of .*\bvar, .*residual-vq"):
         nextscale.load(tmp_path / "later")
 
 
