@@ -85,7 +85,7 @@ def build(case: Case, training: bool = False) -> CAR:
 def features(case: Case, model: CAR) -> ControlFeatures:
     """The control encoder on the pictures of every scale, which the case gives."""
     scales = [case.tensor(f"control.{index}") for index in range(len(model.config.schedule))]
-    return ControlFeatures(tuple(map(model.control_encoder, scales)), torch.arange(len(scales[0])))
+    return model.encode(scales)
 
 
 @operations

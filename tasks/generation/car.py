@@ -127,7 +127,7 @@ class CAR(ClassConditional):
         rates = [block.drop_probability for block in base.transformer.blocks[:half]]
         modules = nn.ModuleList(Block(transformer, width, rate) for rate in rates)
         self.control_blocks = cast("Sequence[Block]", modules)
-        skips = nn.ModuleList(Skip(width, transformer.norm_eps) for _ in range(half))
+        skips = nn.ModuleList(Skip(width) for _ in range(half))
         self.skips = cast("Sequence[Skip]", skips)
 
     @property
@@ -165,9 +165,12 @@ class CAR(ClassConditional):
                 seen[key] = len(kept)
                 kept.append(number)
             rows.append(seen[key])
-        scales = self.pyramid(control[kept].float())
-        maps = tuple(self.control_encoder(scale.to(self.dtype)) for scale in scales)
-        return ControlFeatures(maps, torch.tensor(rows, device=self.device))
+        maps = self.encode(self.pyramid(control[kept].float())).maps
+        return ControlFeatures(maps, None if len(kept) == len(rows) else torch.tensor(rows, device=self.device))
+
+    def encode(self, scales: Sequence[Float[Tensor, "batch 3 height width"]]) -> ControlFeatures:
+        """The same of a :meth:`pyramid`, every picture by itself."""
+        return ControlFeatures([self.control_encoder(scale.to(self.dtype)) for scale in scales])
 
     def streams(
         self,
@@ -249,7 +252,7 @@ class CAR(ClassConditional):
         self,
         inputs: Float[Tensor, "batch rest channels"],
         labels: Int[Tensor, " batch"],
-        control: Float[Tensor, "batch 3 height width"] | ControlFeatures,
+        control: Sequence[Float[Tensor, "batch 3 height width"]] | ControlFeatures,
         schedule: ScaleSchedule | None = None,
         strength: float = 1.0,
     ) -> Float[Tensor, "batch length vocabulary"]:
@@ -258,13 +261,13 @@ class CAR(ClassConditional):
         Args:
             inputs: the quantiser's ``teacher_inputs``: of scales 1, 2, ….
             labels: 0 to ``classes``; ``classes`` is "no class".
-            control: pictures in [0, 1], or their :meth:`features`.
+            control: the control's :meth:`pyramid`, or its :meth:`features`.
             schedule: a prefix of the base's list; the whole list by default.
         """
         schedule, base = schedule or self.config.schedule, self.base
         with torch.autocast(inputs.device.type, enabled=False):
             condition = base.class_embedding(labels)
-            features = control if isinstance(control, ControlFeatures) else self.features(control)
+            features = control if isinstance(control, ControlFeatures) else self.encode(control)
             x, y = self.streams(inputs, condition, features, schedule, 0, len(schedule) - 1)
         x = self.run(x, y, self.modulate(condition), strength, schedule.segments)
         return base.head(x, base.head.modulate(condition))
@@ -273,7 +276,7 @@ class CAR(ClassConditional):
         """The next-scale cross-entropy of a batch under its controls, and what to log.
 
         Args:
-            batch: as for VAR, and ``control`` (batch, 3, height, width) in [0, 1].
+            batch: as for VAR, and ``control`` (batch, 3, height, width) in [-1, 1].
         """
         from nextscale.tasks.generation.car_training import CARTraining
 

@@ -35,12 +35,16 @@ class ControlEncoder(nn.Module):
         return self.conv_out(x)
 
 
+NORM_EPS = 1e-6
+"""Of the skips' norms, whatever the blocks have."""
+
+
 class Skip(nn.Module):
     """What enters a block of the base's second half: Linear(LN([x, control])), without a residual around it."""
 
-    def __init__(self, width: int, norm_eps: float) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(2 * width, eps=norm_eps)
+        self.norm = nn.LayerNorm(2 * width, eps=NORM_EPS)
         self.linear = nn.Linear(2 * width, width)
 
     def joined(self, x: Tensor, control: Tensor) -> Float[Tensor, "batch positions 2*width"]:
@@ -60,15 +64,15 @@ class Skip(nn.Module):
 
 @dataclass(frozen=True)
 class ControlFeatures:
-    """The control encoder's maps of every scale, of distinct control pictures.
+    """The control encoder's maps of every scale.
 
     Attributes:
-        maps: one per scale, (distinct, width, height, width).
-        rows: which of them each image takes; a single one serves all images.
+        maps: one per scale, (pictures, width, height, width); one picture serves all images.
+        rows: which picture each image takes; None: the images have one each, in order.
     """
 
-    maps: tuple[Float[Tensor, "distinct width height width"], ...]
-    rows: Int[Tensor, " batch"]
+    maps: Sequence[Float[Tensor, "pictures width height width"]]
+    rows: Int[Tensor, " batch"] | None = None
 
     def at(self, index: int, rows: int) -> Float[Tensor, "rows width height width"]:
         """The maps of scale ``index``, one per image; where there are more rows, for every branch in turn.
@@ -76,8 +80,7 @@ class ControlFeatures:
         Raises:
             ValueError: there is another number of images.
         """
-        if len(self.rows) == 1:
-            return self.maps[index].expand(rows, -1, -1, -1)
-        if rows % len(self.rows):
-            raise ValueError(f"{len(self.rows)} control pictures were given for {rows} images; give one each, or one")
-        return self.maps[index][self.rows].repeat(rows // len(self.rows), 1, 1, 1)
+        maps = self.maps[index] if self.rows is None else self.maps[index][self.rows]
+        if rows % len(maps):
+            raise ValueError(f"{len(maps)} control pictures were given for {rows} images; give one each, or one")
+        return maps.repeat(rows // len(maps), 1, 1, 1)
