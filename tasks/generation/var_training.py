@@ -178,7 +178,7 @@ class VARTraining(ClassTraining):
         self.model, self.label_smoothing = model, label_smoothing
         self.progressive = progressive or ProgressiveConfig()
         self._warmup, self._total = warmup, total
-        self.phases: dict[str, nn.Module] = {SYSTEM: model}
+        self.phases: dict[str, nn.Module] = {self.name: model}
 
     def stage(self, step: int) -> Stage:
         """Which scales take part at a step."""
@@ -197,11 +197,18 @@ class VARTraining(ClassTraining):
         inputs = self.model.tokenizer.quantizer.teacher_inputs(tokens, self.model.config.schedule, scales)
         return tokens, inputs, self.model.drop_labels(batch["label"], batch["uniform"])
 
+    def logits(
+        self, module: nn.Module, batch: Batch, inputs: Tensor, labels: Tensor, schedule: ScaleSchedule
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """What the network makes of a batch."""
+        logits: Tensor = module(inputs, labels, schedule)
+        return logits
+
     def _loss(self, module: nn.Module, batch: Batch, stage: Stage) -> tuple[Tensor, Metrics]:
         full = self.model.config.schedule
         schedule = full.prefix(stage.scales)
         tokens, inputs, labels = self.teacher_forced(batch, stage.scales)
-        logits = module(inputs, labels, schedule)
+        logits = self.logits(module, batch, inputs, labels, schedule)
         loss, metrics = next_scale_loss(
             logits,
             tokens,
