@@ -113,8 +113,6 @@ def _halves(arguments: Mapping[str, Any]) -> Halves:
 def _teacher(case: Case, model: ControlVAR) -> tuple[dict[str, Tensor], Tensor, bool]:
     """What teacher forcing and training share: tokens, inputs, labels and types after dropout; the order."""
     control_first = case.options.get("mask_first", True)
-    if not control_first and not model.config.either_order:
-        raise ReplayError("the image comes first, in a model that is not bidirectional")
     tokens, inputs = model.join(case.tensor("control_tokens"), case.tensor("image_tokens"), control_first)
     found = {
         "tokens": tokens,
