@@ -31,9 +31,9 @@ class ImageTokenizer(nn.Module, ABC):
 
     config: Any
     encoder: Encoder
-    quant_conv: nn.Conv2d
+    quant_conv: nn.Module
     quantizer: Any
-    post_quant_conv: nn.Conv2d
+    post_quant_conv: nn.Module
     decoder: Decoder
 
     @property
@@ -60,7 +60,8 @@ class ImageTokenizer(nn.Module, ABC):
                 f"images are {images.shape[-2]} x {images.shape[-1]} pixels; "
                 f"both sides must be multiples of {self.stride}"
             )
-        images = images.to(dtype=self.quant_conv.weight.dtype, memory_format=torch.channels_last)
+        dtype = next(self.encoder.parameters()).dtype
+        images = images.to(dtype=dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(images)).float()
 
     @torch.no_grad()
@@ -75,7 +76,7 @@ class ImageTokenizer(nn.Module, ABC):
     ) -> Float[Tensor, "batch 3 height*stride width*stride"]:
         """The image of a (quantised) latent, clamped to [-1, 1], float32."""
         self._lay_out_decoder()
-        dtype = self.post_quant_conv.weight.dtype
+        dtype = self.decoder.conv_in.weight.dtype
         latent = self.post_quant_conv(features.to(dtype=dtype, memory_format=torch.channels_last))
         # A CPU gains nothing from a batch of convolutions; one image at a time keeps the memory small.
         parts = latent.split(1 if latent.device.type == "cpu" else len(latent))

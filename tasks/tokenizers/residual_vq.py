@@ -214,27 +214,29 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
     )
 
 
-def _key_map(config: ResidualVQConfig) -> KeyMap:
+def autoencoder_rules() -> list[tuple[str, str]]:
+    """Names of encoder and decoder in the latent-diffusion layout."""
     rules: list[tuple[str, str]] = []
-    for ours, theirs in (("encoder", "encoder"), ("decoder", "decoder")):
-        level = "down" if ours == "encoder" else "up"
-        resample = "downsample" if ours == "encoder" else "upsample"
+    for part, level, resample in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
         rules += [
-            (f"{ours}.levels.*.blocks.*.shortcut", f"{theirs}.{level}.*.block.*.nin_shortcut"),
-            (f"{ours}.levels.*.blocks.*", f"{theirs}.{level}.*.block.*"),
-            (f"{ours}.levels.*.attentions.*.projection", f"{theirs}.{level}.*.attn.*.proj_out"),
-            (f"{ours}.levels.*.attentions.*", f"{theirs}.{level}.*.attn.*"),
-            (f"{ours}.levels.*.resample", f"{theirs}.{level}.*.{resample}"),
-            (f"{ours}.middle.block1", f"{theirs}.mid.block_1"),
-            (f"{ours}.middle.attention.projection", f"{theirs}.mid.attn_1.proj_out"),
-            (f"{ours}.middle.attention", f"{theirs}.mid.attn_1"),
-            (f"{ours}.middle.block2", f"{theirs}.mid.block_2"),
+            (f"{part}.levels.*.blocks.*.shortcut", f"{part}.{level}.*.block.*.nin_shortcut"),
+            (f"{part}.levels.*.blocks.*", f"{part}.{level}.*.block.*"),
+            (f"{part}.levels.*.attentions.*.projection", f"{part}.{level}.*.attn.*.proj_out"),
+            (f"{part}.levels.*.attentions.*", f"{part}.{level}.*.attn.*"),
+            (f"{part}.levels.*.resample", f"{part}.{level}.*.{resample}"),
+            (f"{part}.middle.block1", f"{part}.mid.block_1"),
+            (f"{part}.middle.attention.projection", f"{part}.mid.attn_1.proj_out"),
+            (f"{part}.middle.attention", f"{part}.mid.attn_1"),
+            (f"{part}.middle.block2", f"{part}.mid.block_2"),
         ]
+    return rules
+
+
+def _key_map(config: ResidualVQConfig) -> KeyMap:
     if config.separate_smoothers:
         smoother = ("quantizer.smoothers.*.conv", "quantize.quant_resi.*")
     elif config.quantizer.smoothers == 1:
         smoother = ("quantizer.smoothers.0.conv", "quantize.quant_resi.qresi")
     else:
         smoother = ("quantizer.smoothers.*.conv", "quantize.quant_resi.qresi_ls.*")
-    rules += [("quantizer.codebook", "quantize.embedding"), smoother]
-    return KeyMap(rules)
+    return KeyMap([*autoencoder_rules(), ("quantizer.codebook", "quantize.embedding"), smoother])
