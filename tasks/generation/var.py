@@ -33,12 +33,12 @@ from nextscale.tasks.generation.official_layout import (
     to_layout,
     transformer_config,
 )
+from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 from nextscale.tasks.tokenizers.residual_vq import (
     SCHEDULE_256,
     SCHEDULE_512,
     SCHEDULE_1024,
     ResidualVQ,
-    ResidualVQConfig,
 )
 
 SYSTEM = "var"
@@ -87,13 +87,14 @@ class VAR(ClassConditional):
     The tokenizer is frozen: it takes no gradient and stays in evaluation form.
 
     Attributes:
-        system, config_class: what saved folders are marked with, and the type of their configuration.
+        system, config_class, tokenizer_class: what saved folders are marked with, and what their parts are.
     """
 
     system: ClassVar[str] = SYSTEM
     config_class: ClassVar[type[VARConfig]] = VARConfig
+    tokenizer_class: ClassVar[type[ImageTokenizer]] = ResidualVQ
 
-    def __init__(self, config: VARConfig, tokenizer: ResidualVQ) -> None:
+    def __init__(self, config: VARConfig, tokenizer: ImageTokenizer) -> None:
         super().__init__()
         quantizer = tokenizer.config.quantizer
         if (quantizer.vocabulary, quantizer.channels) != (config.vocabulary, config.code_channels):
@@ -106,11 +107,16 @@ class VAR(ClassConditional):
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.class_embedding = nn.Embedding(config.classes + 1, width)
         self.word_embedding = nn.Linear(config.code_channels, width)
+        self.make_places()
+        self.transformer = NextScaleTransformer(config.transformer)
+        self.head = CategoricalHead(width, config.vocabulary, config.transformer.norm_eps)
+
+    def make_places(self) -> None:
+        """The parameters that :meth:`place` reads, and the start of the sequence."""
+        config, width = self.config, self.config.transformer.width
         self.level_embedding = nn.Embedding(len(config.schedule), width)
         self.start_position = nn.Parameter(torch.empty(1, config.schedule.lengths[0], width))
         self.position_embedding = nn.Parameter(torch.empty(1, config.schedule.length, width))
-        self.transformer = NextScaleTransformer(config.transformer)
-        self.head = CategoricalHead(width, config.vocabulary, config.transformer.norm_eps)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,15 +153,19 @@ class VAR(ClassConditional):
             schedule: a prefix of the model's own list (progressive training); the whole list by default.
         """
         schedule = schedule or self.config.schedule
+        x, condition = self.enter(inputs, labels, schedule)
+        x = self.transformer(x, self.transformer.modulate(condition), schedule.segments)
+        return self.head(x, self.head.modulate(condition))
+
+    def enter(self, inputs: Tensor, labels: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
+        """The embedded sequence and the condition, both float32 whatever the precision of the blocks."""
         first = schedule.lengths[0]
-        device = inputs.device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(inputs.device.type, enabled=False):
             condition = self.class_embedding(labels)
             x = self.embed(None, schedule, 0, first) + condition[:, None]
             if len(schedule) > 1:
                 x = torch.cat((x, self.embed(inputs, schedule, first, schedule.length)), dim=1)
-        x = self.transformer(x, self.transformer.modulate(condition), schedule.segments)
-        return self.head(x, self.head.modulate(condition))
+        return x, condition
 
     def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Any]]:
         """The next-scale cross-entropy of a batch, and what to log.
@@ -218,7 +228,7 @@ class VAR(ClassConditional):
         """From the content of a folder written by :meth:`save`."""
         parts = config["config"]
         with weightless():
-            tokenizer = ResidualVQ(from_json(ResidualVQConfig, parts["tokenizer"]))
+            tokenizer = cls.tokenizer_class(from_json(cls.tokenizer_class.config_class, parts["tokenizer"]))
             model = cls(from_json(cls.config_class, parts["transformer"]), tokenizer)
         assign(model, state, f"the saved {cls.__name__}")
         return model.eval()
