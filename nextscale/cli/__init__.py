@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "what a file, folder or named model holds",
     "generate": "draw images",
     "edit": "draw part of an image anew, or continue it beyond its edges",
+    "control": "draw after a control picture: edges, depth, normals; or only extract those",
     "tokenize": "encode images once, to train on their tokens",
     "convert": "official files to this library's format and back; take training checkpoints apart",
     "train": "train or fine-tune on your own images",

@@ -93,9 +93,9 @@ def extract(
     else:
         soft = ((detector or gradient_edges)(seen).clamp(0, 1) * 255).byte().cpu().numpy()
         if how.kind == "sketch":
-            soft = 255 * sketch(
-                soft, how.nms_threshold, how.nms_sigma, how.sketch_sigma, how.sketch_threshold
-            ).astype(np.uint8)
+            soft = 255 * sketch(soft, how.nms_threshold, how.nms_sigma, how.sketch_sigma, how.sketch_threshold).astype(
+                np.uint8
+            )
         picture = torch.from_numpy(soft).float()[None].expand(3, -1, -1) / 255
     # Officially cut to whole levels; the small number keeps those that are whole already.
     picture = (picture.cpu().float().clamp(0, 1) * 255 + 1e-3).floor() / 255
