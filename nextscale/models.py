@@ -90,6 +90,18 @@ def _controlled(control: str, shown: str) -> NamedModel:
     )
 
 
+def _joint(depth: int, parameters: str) -> NamedModel:
+    return NamedModel(
+        name=f"controlvar-d{depth}",
+        system="controlvar",
+        summary=f"ImageNet classes with mask, canny, depth or normal controls, 256 px, {parameters} parameters",
+        terms="none stated by its authors (lxa9867/ControlVAR), so all rights are theirs",
+        repository="qiuk6/ControlVAR",
+        file=f"d{depth}.pth",
+        needs={"tokenizer": "var-tokenizer"},
+    )
+
+
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
     _released(16, 256, "310 M", "3.55"),
@@ -106,6 +118,11 @@ _MODELS = (
     _controlled("depth", "depth maps"),
     _controlled("normal", "surface normals"),
     _controlled("sketch", "sketches"),
+    _joint(12, "134 M"),
+    _joint(16, "311 M"),
+    _joint(20, "602 M"),
+    _joint(24, "1.0 B"),
+    _joint(30, "2.0 B"),
     NamedModel(
         name="var-tokenizer",
         system="residual-vq",

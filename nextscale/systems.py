@@ -69,6 +69,14 @@ _SYSTEMS = (
         needs={"base": Need("var-d16", beside="var_d*.pth")},
         overrides=("control_type", "label_drop", "guidance"),
     ),
+    # Before VAR, whose entries it has too.
+    System(
+        name="controlvar",
+        module="nextscale.tasks.generation.controlvar",
+        class_name="ControlVAR",
+        needs={"tokenizer": Need("var-tokenizer", beside="vae_*.pth")},
+        overrides=("schedule", "heads", "control_types", "either_order", "halves"),
+    ),
     System(
         name="var",
         module="nextscale.tasks.generation.var",
@@ -144,6 +152,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "code-refiner": Recipe(
         "nextscale.tasks.generation.code_recipe:RefinerRecipe", "VAR for the fine scales, taught by a larger one"
+    ),
+    "controlvar": Recipe(
+        "nextscale.tasks.generation.controlvar_recipe:ControlVARRecipe", "control pictures and images together"
     ),
 }
 """What ``nextscale train`` trains, by name."""
