@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import image_seeds
+from nextscale.core.schedule import ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def draw(
     emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
     seeds = image_seeds(seed, n)
     labels, given = model.labels(condition, n), given or {}
-    scales, batches = len(given.get("schedule") or model.config.schedule), -(-n // batch_size)
+    schedule = ScaleSchedule.parse(given.get("schedule") or model.config.schedule)
+    scales, batches = len(schedule), -(-n // batch_size)
     for number, start in enumerate(range(0, n, batch_size)):
         chosen = labels[start : start + batch_size]
         draws = model.draws(seeds[start : start + batch_size], official_draws)
@@ -86,8 +89,14 @@ def draw(
             if progress is not None:
                 progress(number * scales + step.index + 1, batches * scales)
         images = model.picture(total).cpu()
-        pictures = torch.stack([model.picture(first).cpu() for first in totals]) if few else None
+        pictures = torch.stack([_as_large(model.picture(first).cpu(), images) for first in totals]) if few else None
         yield Drawn(images, chosen.tolist(), seeds[start : start + batch_size], torch.cat(tokens, 1), pictures)
+
+
+def _as_large(pictures: Tensor, images: Tensor) -> Tensor:
+    """Pictures in squares, where a model draws its coarse scales at their own size."""
+    size = images.shape[-2:]
+    return pictures if pictures.shape[-2:] == size else F.interpolate(pictures, size=size, mode="nearest")
 
 
 def class_name(model: Any, label: int) -> str:

@@ -23,6 +23,7 @@ from nextscale.core.heads import CategoricalEmitter, CategoricalHead
 from nextscale.core.random import Draws
 from nextscale.core.sampling import Accepted, Control, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
+from nextscale.core.training import TrainingTask
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
 from nextscale.datasets.imagenet import IMAGENET
 from nextscale.tasks.generation.class_conditional import ClassConditional
@@ -174,10 +175,14 @@ class VAR(ClassConditional):
             batch: ``label`` (batch,), and ``tokens`` (batch, length) or ``image`` (batch, 3, height, width) in
                 [-1, 1]; ``uniform`` (batch,) in [0, 1) decides which labels are dropped, drawn where it is missing.
         """
+        batch = {"uniform": torch.rand(len(batch["label"]), device=self.device), **batch}
+        return self.training_task().loss(self.system, self, batch, 0)
+
+    def training_task(self) -> TrainingTask:
+        """The loss that such a model is trained with."""
         from nextscale.tasks.generation.var_training import VARTraining
 
-        batch = {"uniform": torch.rand(len(batch["label"]), device=self.device), **batch}
-        return VARTraining(self).loss(SYSTEM, self, batch, step=0)
+        return VARTraining(self)
 
     # --- sampling ----------------------------------------------------------------------------------------
 
@@ -250,11 +255,11 @@ class VAR(ClassConditional):
         return config_from_official(state, **overrides), state
 
     @classmethod
-    def from_official(cls, content: Mapping[str, Any], tokenizer: ResidualVQ, **overrides: Any) -> VAR:
+    def from_official(cls, content: Mapping[str, Any], tokenizer: ImageTokenizer, **overrides: Any) -> Self:
         """Build from an official file's content; sizes and options are read from its keys and shapes.
 
         Args:
-            tokenizer: VAR's; its codes must fit.
+            tokenizer: its codes must fit.
             overrides: what a file may not tell: ``schedule``, ``heads`` of models without cosine attention,
                 ``label_drop``, ``norm_eps``.
 
@@ -265,7 +270,7 @@ class VAR(ClassConditional):
         with weightless():
             model = cls(config, tokenizer)
         own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()} | from_layout(_KEYS, state)
-        assign(model, own, "VAR")
+        assign(model, own, cls.__name__)
         return model.eval()
 
 

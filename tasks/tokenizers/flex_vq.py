@@ -257,6 +257,17 @@ class FlexVQ(ImageTokenizer):
 
     official_name = "FlexVAE.pth"
 
+    def official_differences(self) -> list[str]:
+        autoencoder, quantizer = self.config.autoencoder, self.config.quantizer
+        found = []
+        if autoencoder.norm_groups != 32:
+            found.append(f"norms of {autoencoder.norm_groups} groups, where it has 32")
+        if not autoencoder.attention:
+            found.append("no attention in the autoencoder, where it has some")
+        if not quantizer.unit_norm:
+            found.append("a search by distance (its option codebook_l2_norm off)")
+        return found
+
     @classmethod
     def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[FlexVQConfig, dict[str, Tensor]]:
         state = find_state_dict(content, _NESTED, "quantize.embedding.weight")
