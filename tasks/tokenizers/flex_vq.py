@@ -117,8 +117,10 @@ class FlexQuantizer(VectorQuantizer):
     def next_input(
         self, total: Float[Tensor, "batch channels height width"], schedule: ScaleSchedule, index: int
     ) -> Float[Tensor, "batch tokens channels"]:
-        """What enters the transformer at scale ``index``: the map before it, resized bicubically."""
-        return F.interpolate(total, size=schedule[index].grid, mode="bicubic").flatten(2).mT
+        """What enters the transformer at scale ``index``: the map before it, of unit codes, resized bicubically."""
+        # As published: unit codes enter even where a codebook of any lengths is drawn from and decoded.
+        codes = total if self.unit_norm else F.normalize(total, dim=1)
+        return F.interpolate(codes, size=schedule[index].grid, mode="bicubic").flatten(2).mT
 
     # --- all scales --------------------------------------------------------------------------------------
 
