@@ -102,6 +102,18 @@ def _joint(depth: int, parameters: str) -> NamedModel:
     )
 
 
+def _flexvar(depth: int, epoch: int, parameters: str, fid: str) -> NamedModel:
+    return NamedModel(
+        name=f"flexvar-d{depth}",
+        system="flexvar",
+        summary=f"ImageNet classes, any size, {parameters} parameters, published FID {fid} at 256 px",
+        terms="MIT (jiaosiyu1999/FlexVAR)",
+        repository="jiaosiyu1999/FlexVAR",
+        file=f"FlexVARd{depth}-epo{epoch}.pth",
+        needs={"tokenizer": "flexvar-tokenizer"},
+    )
+
+
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
     _released(16, 256, "310 M", "3.55"),
@@ -131,6 +143,9 @@ _MODELS = (
         repository="FoundationVision/var",
         file="vae_ch160v4096z32.pth",
     ),
+    _flexvar(16, 179, "316 M", "3.05"),
+    _flexvar(20, 249, "608 M", "2.41"),
+    _flexvar(24, 349, "1.0 B", "2.21"),
     NamedModel(
         name="flexvar-tokenizer",
         system="flex-vq",

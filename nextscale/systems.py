@@ -99,6 +99,13 @@ _SYSTEMS = (
         overrides=("schedule", "unit_norm", "smoothing", "beta", "norm_groups"),
     ),
     System(
+        name="flexvar",
+        module="nextscale.tasks.generation.flexvar",
+        class_name="FlexVAR",
+        needs={"tokenizer": Need("flexvar-tokenizer", ("trainer", "vae_local"), "FlexVAE*.pth")},
+        overrides=("schedule", "heads"),
+    ),
+    System(
         name="flex-vq",
         module="nextscale.tasks.tokenizers.flex_vq",
         class_name="FlexVQ",
@@ -146,6 +153,10 @@ RECIPES: dict[str, Recipe] = {
         "images <-> token maps of any size, for FlexVAR",
     ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
+    "flexvar": Recipe(
+        "nextscale.tasks.generation.flexvar_recipe:FlexVARRecipe",
+        "class-conditional transformer over maps of any sizes, its list drawn at every step",
+    ),
     "car": Recipe("nextscale.tasks.generation.car_recipe:CARRecipe", "adapter that controls a frozen VAR by pictures"),
     "code-drafter": Recipe(
         "nextscale.tasks.generation.code_recipe:DrafterRecipe", "VAR for the coarse scales, beside a smaller one"

@@ -7,7 +7,6 @@ averaged to every grid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -315,7 +314,7 @@ def waves(width: int, side: int) -> Float[Tensor, "1 width side side"]:
     PE[row, column, 2 m] = sin(row w_m), PE[row, column, 2 m + 1] = cos(column w_m), w_m = 10000^(-2 m / width).
     """
     places = torch.arange(side, dtype=torch.float32)[:, None]
-    angles = places * torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    angles = places * (1 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
     rows = angles.sin()[:, None].expand(-1, side, -1)
     columns = angles.cos()[None].expand(side, -1, -1)
     return torch.stack((rows, columns), dim=-1).flatten(2)[:, :, :width].permute(2, 0, 1)[None].contiguous()
