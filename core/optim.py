@@ -17,13 +17,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Trainable parameters in two groups, with and without weight decay.
 
     One-dimensional parameters, biases, positions, level embeddings and scales do not decay; class and word
-    embeddings and all linear weights do.
+    embeddings and all linear weights do. A model's attribute ``no_decay`` adds parts of names that do not.
     """
+    exempt = (*NO_DECAY, *getattr(model, "no_decay", ()))
     decay: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim == 1 or any(part in name for part in NO_DECAY)
+            plain = parameter.ndim == 1 or any(part in name for part in exempt)
             (rest if plain else decay).append(parameter)
     groups = [
         {"params": decay, "weight_decay": weight_decay, "decays": True},

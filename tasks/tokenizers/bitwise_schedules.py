@@ -60,13 +60,7 @@ def schedule_of(height_by_width: float, size: str | int = "1M") -> ScaleSchedule
 
 
 def reference_grid(schedule: ScaleSchedule) -> tuple[int, int]:
-    """The finest grid of the largest list of a schedule's aspect ratio: the grid that positions are counted on.
-
-    For schedules that begin as a published one does, of that one's ratio: coarse grids are not quite of their ratio.
-    """
-    for full in published().values():
-        if len(schedule) > 2 and full.scales[: len(schedule)] == schedule.scales:
-            return full.final.grid
+    """The finest grid of the largest list of a schedule's aspect ratio: the grid that positions are counted on."""
     return published()[nearest_ratio(schedule.final.height / schedule.final.width)].final.grid
 
 
@@ -93,4 +87,13 @@ def for_features(height: int, width: int) -> ScaleSchedule | None:
         for count in SIZES.values():
             if full[count - 1].grid == (height, width):
                 return full.prefix(count)
+    return None
+
+
+def size_of(schedule: ScaleSchedule) -> str | None:
+    """The size's name of a published list; None of any other."""
+    for full in published().values():
+        for name, count in SIZES.items():
+            if full.prefix(count) == schedule:
+                return name
     return None

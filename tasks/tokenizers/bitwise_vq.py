@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder
+from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder, Level
 from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, weightless
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizer, BitwiseQuantizerConfig
@@ -75,10 +75,8 @@ class BitwiseVQ(ImageTokenizer):
         self.post_quant_conv = nn.Identity()
         self.decoder = Decoder(config.autoencoder)
         if config.halvings is not None:
-            for level in self.encoder.levels[config.halvings :]:
-                level.resample = None
-            for level in self.decoder.levels[config.halvings + 1 :]:
-                level.resample = None
+            for level in (*self.encoder.levels[config.halvings :], *self.decoder.levels[config.halvings + 1 :]):
+                cast(Level, level).resample = None
         if config.autoencoder.norm_groups == 24:
             # The official rule: 32 groups where the width allows it, else 24.
             for norm in self.modules():
