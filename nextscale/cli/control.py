@@ -16,7 +16,10 @@ def add_arguments(parser: Any) -> None:
     from nextscale.cli.parsing import add_drawing, add_loading
 
     parser.add_argument(
-        "inputs", nargs="+", type=str, help="MODEL IMAGE; with --extract-only images, or a folder of them"
+        "inputs",
+        nargs="+",
+        type=str,
+        help="MODEL IMAGE (of masks: JSON); with --extract-only images, or a folder of them",
     )
     parser.add_argument(
         "--type",
@@ -30,6 +33,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--num", type=int, default=4, help="number of images")
     parser.add_argument("--extracted", action="store_true", help="the image is a control picture already")
     parser.add_argument("--extract-only", action="store_true", help="make control pictures, and draw nothing")
+    parser.add_argument(
+        "--perceive", action="store_true", help="ControlVAR: draw control pictures that belong to the image"
+    )
     parser.add_argument(
         "--fit",
         type=Literal["squash", "crop"],
@@ -61,6 +67,11 @@ def run(arguments: Any) -> None:
         raise ValueError("give a model and an image: nextscale control MODEL IMAGE; or images with --extract-only")
     if arguments.num < 1:
         raise ValueError(f"--num is {arguments.num}; expected 1 or more")
+    if arguments.perceive:
+        from nextscale.cli.perceive import perceive
+
+        perceive(arguments)
+        return
     draw(arguments)
 
 
@@ -101,8 +112,9 @@ def draw(arguments: Any) -> None:
     kind = control_type(model, source, arguments.type)
     size = model.tokenizer.image_size(model.config.schedule)
     photo = fitted(read(Path(place)), size, arguments.fit)
-    how = extraction(arguments, kind, model, given=arguments.extracted)
-    control = photo if arguments.extracted else extract(photo, how, depth=depth_model(arguments.depth))
+    ready = arguments.extracted or is_annotation(Path(place))
+    how = extraction(arguments, kind, model, given=ready)
+    control = photo if ready else extract(photo, how, depth=depth_model(arguments.depth))
     if options["guidance"] is None:
         options["guidance"] = model.config.guidance
     given: dict[str, Any] = {"control": control[None], "control_type": kind}
@@ -123,7 +135,7 @@ def draw(arguments: Any) -> None:
         ]
     shown = min(arguments.num, SHOWN)
     headings = [
-        "given" if arguments.extracted else "image",
+        "given" if ready else "image",
         kind,
         *(f"seed {arguments.seed + i}" for i in range(shown)),
     ]
@@ -135,9 +147,9 @@ def draw(arguments: Any) -> None:
     agreement = agreements(control, drawn, how) if kind == "canny" else {}
     record = write_record(
         out / "control.json",
-        {"model": source, "image": place, "type": kind, "extracted": arguments.extracted, "fit": arguments.fit}
+        {"model": source, "image": place, "type": kind, "extracted": ready, "fit": arguments.fit}
         | {
-            "extraction": None if arguments.extracted else vars(how),
+            "extraction": None if ready else vars(how),
             "depth": arguments.depth,
             "strength": arguments.strength,
         }
@@ -240,19 +252,27 @@ def depth_model(name: str | None) -> Any:
     return nextscale.load(name)
 
 
+def is_annotation(path: Path) -> bool:
+    """Whether a file holds masks as annotations, not pixels."""
+    return path.suffix.lower() == ".json"
+
+
 def read(path: Path) -> Any:
-    """An image, (3, height, width) in [0, 1].
+    """An image, (3, height, width) in [0, 1]; of annotations of masks, the coloured picture of them.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no image.
+        ValueError: it is neither an image nor such annotations.
     """
     import numpy as np
     import torch
 
     from nextscale.datasets.decoding import decode
     from nextscale.datasets.errors import ImageError
+    from nextscale.tasks.generation.control_masks import read_masks
 
+    if is_annotation(path):
+        return torch.from_numpy(read_masks(path)).permute(2, 0, 1).float() / 255
     try:
         planes = decode(path.read_bytes())
     except ImageError as error:

@@ -25,6 +25,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--num", type=int | None, default=None, help="number of images; one per class, or 8, unless given"
     )
+    parser.add_argument(
+        "--type",
+        type=str | None,
+        default=None,
+        help="ControlVAR, which draws a control picture with every image: what it shows; drawn, unless named",
+    )
     add_drawing(parser, guidance=None, top_p=0.96)
     parser.add_argument(
         "--official-draws",
@@ -70,6 +76,7 @@ def run(arguments: Any) -> None:
         out / "generate.json",
         {"model": arguments.model, **needed(arguments)}
         | {"classes": classes, "num": number, "seed": arguments.seed, **options}
+        | ({"type": arguments.type} if "controls" in files else {})
         | {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")},
         {**files, "labels": shown["labels"], "seeds": shown["seeds"]},
     )
@@ -93,8 +100,14 @@ def _draw(
     paths: list[Path] = []
     kept, tokens, forming = [], [], []
     few = ANIMATION_LIMIT if arguments.animate else 0
-    for drawn in draw(model, classes, number, arguments.seed, **options, forming=few, progress=report):
-        paths += save_pngs(drawn.images, out)
+    controls: list[Path] = []
+    given = _given(model, arguments)
+    for drawn in draw(model, classes, number, arguments.seed, **options, forming=few, progress=report, given=given):
+        images = drawn.images
+        if given:  # the control above the image
+            above, images = images.chunk(2, dim=2)
+            controls += save_pngs(above, out, stem="control")
+        paths += save_pngs(images, out)
         labels, seeds = labels + drawn.labels, seeds + drawn.seeds
         if arguments.sheet and len(labels) - len(drawn.labels) < SHEET_LIMIT:
             kept.append(drawn.images)
@@ -103,6 +116,8 @@ def _draw(
         if drawn.forming is not None:
             forming.append(drawn.forming)
     files: dict[str, Any] = {"images": paths}
+    if controls:
+        files["controls"] = [path.name for path in controls]
     scale = max(1, 128 // model.tokenizer.image_size(model.config.schedule)[1])
     captions = [f"{class_name(model, label)}, seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
     if kept:
@@ -123,6 +138,21 @@ def _draw(
     if tokens:
         files["tokens"] = _save_tokens(model, torch.cat(tokens), labels, seeds, out / "tokens.npz").name
     return files, {"labels": labels, "seeds": seeds}
+
+
+def _given(model: Any, arguments: Any) -> dict[str, Any]:
+    """What a model of control pictures and images is told; of others nothing.
+
+    Raises:
+        ValueError: a type of control was asked of a model that draws none.
+    """
+    if hasattr(model, "pairs"):
+        return {"show": "pair", "control_type": arguments.type}
+    if arguments.type is not None:
+        raise ValueError(
+            f"--type is ControlVAR's; {arguments.model} is a {type(model).__name__}, which draws images only"
+        )
+    return {}
 
 
 def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], path: Path) -> Path:
