@@ -96,20 +96,43 @@ def loading_options(arguments: Any) -> dict[str, Any]:
     return {"device": arguments.device, "dtype": arguments.dtype, **needed(arguments)}
 
 
+PER_SCALE = ("guidance", "top_k", "top_p", "temperature")
+"""Options of sampling that may be given once for all scales or once for each."""
+
+
 def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float) -> None:
-    """Options of sampling; the defaults are the published ones of the command's use."""
+    """Options of sampling; the defaults are the published ones of the command's use.
+
+    Those of :data:`PER_SCALE` take one number, or one per scale.
+    """
     group = parser.add_argument_group("drawing")
     group.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i, alone or in any batch")
     group.add_argument(
         "--guidance",
-        type=float | None,
-        default=guidance,
+        type=float,
+        nargs="+",
+        default=None if guidance is None else [guidance],
         help="strength at the last scale; more keeps closer to the class"
         + ("" if guidance else "; unless given, the model's own"),
     )
-    group.add_argument("--top-k", type=int, default=900, help="draw among so many likeliest codes; 0: all")
-    group.add_argument("--top-p", type=float, default=top_p, help="draw among codes of this total probability; 0: all")
-    group.add_argument("--temperature", type=float, default=1.0, help="below 1: likelier codes; above 1: wilder ones")
+    several = "; one number, or one per scale"
+    group.add_argument(
+        "--top-k", type=int, nargs="+", default=[900], help=f"draw among so many likeliest codes; 0: all{several}"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        nargs="+",
+        default=[top_p],
+        help=f"draw among codes of this total probability; 0: all{several}",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help=f"below 1: likelier codes; above 1: wilder ones{several}",
+    )
     group.add_argument(
         "--smooth", action="store_true", help="mix codes: softer pictures, for looking at, not for measuring"
     )
@@ -125,13 +148,15 @@ def drawing_options(arguments: Any) -> dict[str, Any]:
         ValueError: a number is out of range.
     """
     for name, low, high in (("top_k", 0, None), ("top_p", 0, 1), ("batch_size", 1, None), ("seed", 0, None)):
-        value = arguments[name]
-        if value < low or (high is not None and value > high):
-            limits = f"{low} to {high}" if high is not None else f"{low} or more"
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {limits}")
-    if arguments.temperature <= 0:
-        raise ValueError(f"--temperature is {arguments.temperature}; expected more than 0")
-    return {name: arguments[name] for name in ("guidance", "top_k", "top_p", "temperature", "smooth", "batch_size")}
+        for value in arguments[name] if name in PER_SCALE else [arguments[name]]:
+            if value < low or (high is not None and value > high):
+                limits = f"{low} to {high}" if high is not None else f"{low} or more"
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {limits}")
+    if wrong := [value for value in arguments.temperature if not value > 0]:
+        raise ValueError(f"--temperature is {wrong[0]}; expected more than 0")
+    options = {name: arguments[name] for name in (*PER_SCALE, "smooth", "batch_size")}
+    single = {name: options[name][0] for name in PER_SCALE if options[name] is not None and len(options[name]) == 1}
+    return options | single
 
 
 def parse_classes(words: Sequence[str] | None, no_class: int) -> list[int | str | None] | None:

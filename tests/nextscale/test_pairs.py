@@ -1,5 +1,6 @@
 """A drafter and a refiner at the command line and in Python: found, put together, converted."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,6 +75,11 @@ def test_commands(pair: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["generate", str(pair.drafter), *both, "--classes", "3", "--seed", "5", "--top-k", "0",
                  "--out", str(tmp_path / "images")]) == 0  # fmt: skip
     assert (tmp_path / "images" / "sheet.png").is_file()
+    each = ["--top-k", "0", "9", "5", "--temperature", "1.1", "1", "1", "--guidance", "2", "1", "0.5", "--top-p", "0"]
+    assert main(["generate", str(pair.folder), *both, "--num", "1", *each, "--out", str(tmp_path / "each")]) == 0
+    record = json.loads((tmp_path / "each" / "generate.json").read_text())["settings"]
+    assert (record["top_k"], record["top_p"], record["guidance"]) == ([0, 9, 5], 0.0, [2.0, 1.0, 0.5])
+    assert (record["refiner"], record["draft_scales"]) == (str(pair.refiner), 2)
     assert main(["convert", str(pair.folder), str(tmp_path / "saved"), *both, "--to", "nextscale"]) == 0
     assert torch.equal(nextscale.load(tmp_path / "saved").generate(3, seed=5, top_k=0), pair.expected)
     assert main(["convert", str(tmp_path / "saved"), str(tmp_path / "official")]) == 0
