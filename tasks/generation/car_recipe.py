@@ -33,7 +33,8 @@ class CARRecipe(ClassRecipe):
         validation_folder: the same of the held-out images.
         widths: of the control encoder, one more than halvings to a token; None: the official (64, 128, 256, 512, 1024)
             or, where a token has fewer pixels, the last of them.
-        pass_through: begin with skips fitted to leave the base as it is; false: with the official random ones.
+        official_start: begin with the official random weights; false: with convolutions that let a narrow encoder's
+            signal through, and skips fitted to leave the base as it is.
     """
 
     base: str | None = None
@@ -43,7 +44,7 @@ class CARRecipe(ClassRecipe):
     widths: list[int] | None = None
     label_smoothing: float = 0.0
     guidance: float = 4.0
-    pass_through: bool = True
+    official_start: bool = False
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(output="runs/car"))
 
     def __post_init__(self) -> None:
@@ -98,13 +99,13 @@ class CARRecipe(ClassRecipe):
         steps = (base.tokenizer.stride - 1).bit_length() + 1
         widths = tuple(self.widths) if self.widths else CARConfig(base.config).widths[-steps:]
         config = CARConfig(base.config, widths, self.control, self.label_drop, self.guidance)
-        model = initialize(CAR(config, base, self.base))
-        if self.pass_through:
-            count = min(len(dataset), FITTED_IMAGES)
-            batch = dataset.fetch([index * (len(dataset) // count) for index in range(count)])
-            batch = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            pass_base_through(model, batch)
-        return model
+        model = CAR(config, base, self.base)
+        if self.official_start:
+            return initialize(model)
+        count = min(len(dataset), FITTED_IMAGES)
+        batch = dataset.fetch([index * (len(dataset) // count) for index in range(count)])
+        batch = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        return pass_base_through(initialize(model, conv_std=None), batch)
 
     def task(self, model: CAR, plan: Schedule, load: Load) -> CARTraining:
         return CARTraining(model, label_smoothing=self.label_smoothing)

@@ -19,15 +19,23 @@ RIDGE = 1e-3
 """Weight of the squared weights in :func:`pass_base_through`, as a share of the mean squared input."""
 
 
-def initialize(model: CAR) -> CAR:
-    """The official initial weights of the adapter: nothing is zero, so the base is not left as it was."""
-    std = math.sqrt(1 / model.config.base.transformer.width / 3)
+def initialize(model: CAR, *, conv_std: float | None = 0.02) -> CAR:
+    """The official initial weights of the adapter: nothing is zero, so the base is not left as it was.
+
+    Args:
+        conv_std: of the convolutions; None: He's sqrt(2 / inputs), which lets a signal through an encoder of any width,
+            where 0.02 all but stops it in narrow ones.
+    """
+    linear_std = math.sqrt(1 / model.config.base.transformer.width / 3)
     with torch.no_grad():
         for name, module in model.named_modules():
-            if name.startswith("base") or not isinstance(module, nn.Linear | nn.Conv2d):
+            if name.startswith("base"):
                 continue
-            nn.init.trunc_normal_(module.weight, std=std if isinstance(module, nn.Linear) else 0.02)
-            if module.bias is not None:
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=conv_std or math.sqrt(2 / module.weight[0].numel()))
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=linear_std)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
 
