@@ -29,7 +29,7 @@ class Need:
 class System:
     """Attributes:
 
-    module: has ``is_official(content)`` and the class; imported when it is needed.
+    module: has the class, and ``is_official(content)`` unless it ``combines``; imported when it is needed.
     class_name: of the class with ``from_official(content, **needs, **overrides)`` and ``from_saved(state, config,
         **needs)``.
     needs: what an official file builds on, by the name under which ``from_official`` takes it. A saved folder is
@@ -48,7 +48,7 @@ class System:
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
         """Whether a file's content is of this system, in its official layout."""
-        return bool(import_module(self.module).is_official(content))
+        return self.combines is None and bool(import_module(self.module).is_official(content))
 
     @property
     def model_class(self) -> Any:
@@ -110,6 +110,28 @@ _SYSTEMS = (
         module="nextscale.tasks.tokenizers.flex_vq",
         class_name="FlexVQ",
         overrides=("schedule", "unit_norm", "beta", "norm_groups"),
+    ),
+    System(
+        name="infinity",
+        module="nextscale.tasks.generation.infinity",
+        class_name="Infinity",
+        needs={"tokenizer": Need("infinity-tokenizer-d32", ("trainer", "vae_local"), "infinity_vae_*.pth")},
+        overrides=(
+            "schedule",
+            "text_encoder",
+            "text_precision",
+            "positions",
+            "restart_positions",
+            "level_each_chunk",
+            "guidance",
+            "temperature",
+        ),
+    ),
+    System(
+        name="bitwise-vq",
+        module="nextscale.tasks.tokenizers.bitwise_vq",
+        class_name="BitwiseVQ",
+        overrides=("schedule", "patch", "halvings", "norm_groups"),
     ),
 )
 

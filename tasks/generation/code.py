@@ -241,11 +241,6 @@ class CoDe(ClassConditional):
         return cls([model, refiner], [draft_scales]).eval()
 
 
-def is_official(content: Mapping[str, Any]) -> bool:
-    """Never: the official files are two VARs', and nothing in either tells of the other."""
-    return False
-
-
 def hand_over(totals: Sequence[Tensor], pyramid: ScalePyramid, schedule: ScaleSchedule) -> Accepted:
     """What the next model needs of the scales that are drawn: their sum, and what entered at each and enters next.
 
