@@ -1,0 +1,349 @@
+"""LiteVAR: less attention, fewer bytes, for any trained next-scale model, without training.
+
+Xie et al. 2024, "LiteVAR: Compressing Visual Autoregressive Modelling with Efficient Attention and Quantization" (arXiv
+2411.17178). A plan says what a model is to save; :func:`compress` puts modules that do so in the place of its own. The
+plan is found by :func:`nextscale.tasks.generation.litevar_calibration.calibrate`, once for a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from nextscale.core.cache import KeyValueCache
+from nextscale.core.checkpoint import CheckpointError, read_folder, save_folder
+from nextscale.core.config import from_json, to_json
+from nextscale.core.sampling import Session
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.core.transformer import Block, NextScaleTransformer, SelfAttention
+from nextscale.tasks.generation.litevar_attention import AttentionPlan, Form, LiteAttention, Work
+from nextscale.tasks.generation.litevar_cache import LiteCache
+from nextscale.tasks.generation.litevar_packing import (
+    linears,
+    pack_layers,
+    restore_packed,
+    unpacked_placeholders,
+)
+from nextscale.tasks.generation.litevar_packing import (
+    replace as replace_module,
+)
+from nextscale.tasks.generation.litevar_quantizers import SimulatedLinear, Simulation
+from nextscale.tasks.generation.litevar_windows import ALL, Window, tile_size, visible_mask
+
+SYSTEM = "litevar-plan"
+FOLDER = "lite"
+"""Where a saved compressed model keeps its plan."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class LiteConfig:
+    """What a model saves, but for its windows.
+
+    Attributes:
+        schedule: the scales that the windows belong to.
+        precision: bits of the weights of each linear layer that is named: 4, 8, or 16 for as they are.
+        activation_bits: 8 multiplies layers of 8-bit weights with inputs rounded to 8 bits, 16 with inputs as they are.
+        cache_bits: of a stored key or value: 8, or 16 for as computed.
+        share_from: the first scale at which guidance branches use the first branch's attention; None: they never do.
+        form: what keys outside of a window are.
+        fingerprint: of the model that was calibrated; None: the plan is for any.
+        measured: what calibration found.
+    """
+
+    schedule: ScaleSchedule
+    precision: dict[str, int] = field(default_factory=dict)
+    activation_bits: int = 16
+    cache_bits: int = 8
+    share_from: int | None = 0
+    form: Form = "absent"
+    fingerprint: str | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("activation_bits", (8, 16)),
+            ("cache_bits", (8, 16)),
+            ("form", ("absent", "logits", "probabilities")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
+        if wrong := [f"{name}: {bits}" for name, bits in self.precision.items() if bits not in (4, 8, 16)]:
+            raise ValueError(f"{wrong[0]} bits; weights take 4, 8 or 16")
+
+
+@dataclass(frozen=True)
+class LitePlan:
+    """What a model saves.
+
+    Attributes:
+        bounds: of the window of each block, head, query scale and key scale: how far it reaches before and after the
+            query's own place (:mod:`nextscale.tasks.generation.litevar_windows`); None: no windows. What lies above
+            the diagonal of scales has no meaning.
+    """
+
+    config: LiteConfig
+    bounds: Int[Tensor, "blocks heads scales scales 2"] | None = None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the plan: bounds as safetensors, all else as JSON."""
+        state = {} if self.bounds is None else {"bounds": self.bounds.to(torch.int16)}
+        return save_folder(folder, state, {"system": SYSTEM, "config": to_json(self.config)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LitePlan:
+        """What :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the folder holds no plan, or a damaged one.
+        """
+        state, content = read_folder(folder)
+        if content.get("system") != SYSTEM:
+            raise CheckpointError(
+                f"{folder} holds a saved {content.get('system')!r}, expected the plan that `nextscale calibrate` writes"
+            )
+        config = from_json(LiteConfig, content["config"])
+        bounds, scales = state.get("bounds"), len(config.schedule)
+        if bounds is not None and (bounds.ndim != 5 or bounds.shape[2:] != (scales, scales, 2)):
+            raise CheckpointError(f"{folder}: windows of shape {tuple(bounds.shape)} do not fit the {scales} scales")
+        return cls(config, bounds)
+
+    def windows(self, block: int) -> list[Window | None]:
+        """One block's windows, scale by scale; empty where there are none."""
+        if self.bounds is None:
+            return []
+        return [self._window(block, index) for index in range(len(self.config.schedule))]
+
+    def _window(self, block: int, index: int) -> Window | None:
+        assert self.bounds is not None
+        bounds = self.bounds[block, :, index]
+        if bool((bounds[:, : index + 1] == ALL).all()):
+            return None
+        mask = visible_mask(self.config.schedule, index, bounds)
+        if not bool(mask.any(2).all()):
+            raise ValueError(f"the windows of block {block} leave queries of scale {index} without any key")
+        return Window.from_mask(mask, tile_size(self.config.schedule, index), exact=self.config.form != "absent")
+
+
+# --- compressing --------------------------------------------------------------------------------------
+
+
+def compress(model: Model, plan: LitePlan) -> Model:
+    """Make a trained model do as a plan says. The model itself is changed, and returned.
+
+    Its linear layers are packed, its attention is computed within windows and once for all guidance branches, and its
+    cache holds 8-bit numbers. Everything else, such as ``generate``, stays as it is. ``save`` writes packed weights.
+
+    Args:
+        model: anything with one :class:`nextscale.core.transformer.NextScaleTransformer`.
+
+    Raises:
+        ValueError: the plan belongs to another model, or the model attends in a way of its own.
+    """
+    check(model, plan)
+    pack_layers(model, plan.config.precision, plan.config.activation_bits)
+    return _with_attention(model, plan)
+
+
+def check(model: nn.Module, plan: LitePlan) -> None:
+    """Raises:
+
+    ValueError: the plan does not fit the model.
+    """
+    transformer, config = find_transformer(model), plan.config
+    if isinstance(model, LiteModel):
+        raise ValueError("this model is compressed already; load it anew to compress it otherwise")
+    for number, block in enumerate(transformer.blocks):
+        if type(block.attention).forward is not SelfAttention.forward:
+            raise ValueError(
+                f"block {number} of this {type(model).__name__} has an attention of its own "
+                f"({type(block.attention).__name__}), which cannot be compressed"
+            )
+    if plan.bounds is not None:
+        sizes = (transformer.config.depth, transformer.config.heads)
+        if tuple(plan.bounds.shape[:2]) != sizes:
+            raise ValueError(
+                f"the plan has windows for {plan.bounds.shape[0]} blocks of {plan.bounds.shape[1]} heads, the model "
+                f"has {sizes[0]} of {sizes[1]}: calibrate this model"
+            )
+    if config.fingerprint is not None and config.fingerprint != fingerprint(model):
+        raise ValueError(
+            "the plan was made for another model: windows and precision come from a model's own attention and "
+            "weights. Run `nextscale calibrate` on this one"
+        )
+
+
+def rebuild(
+    model_class: Any, state: Mapping[str, Tensor], config: Mapping[str, Any], plan: LitePlan, **needs: Any
+) -> Any:
+    """A compressed model from the content of a folder that its ``save`` wrote; packed weights are never unpacked.
+
+    Args:
+        model_class: of the model that was compressed, with ``from_saved(state, config, **needs)``.
+
+    Raises:
+        ValueError: weights and plan do not belong together.
+    """
+    model = model_class.from_saved(unpacked_placeholders(state, plan.config.precision), config, **needs)
+    restore_packed(model, state, plan.config.precision, plan.config.activation_bits)
+    return _with_attention(model, plan)
+
+
+def simulate(model: Model, settings: Simulation, plan: LitePlan | None = None) -> Model:
+    """The published simulation of low precision, in the model itself; nothing becomes smaller or faster.
+
+    Args:
+        settings: one of :data:`nextscale.tasks.generation.litevar_quantizers.PUBLISHED`, or any other.
+        plan: windows and sharing to simulate with it.
+    """
+    for name, layer in list(linears(model)):
+        if not any(part in name for part in settings.keep):
+            replace_module(model, name, SimulatedLinear(layer, settings.weight, settings.activation))
+    if plan is None:
+        plan = LitePlan(LiteConfig(ScaleSchedule.squares(1), share_from=None))
+    form: Form = plan.config.form if settings.attention is None else "probabilities"
+    plan = LitePlan(replace(plan.config, form=form, cache_bits=16, precision={}), plan.bounds)
+    return _with_attention(model, plan, settings.attention)
+
+
+def find_transformer(model: nn.Module) -> NextScaleTransformer:
+    """The one transformer of a model.
+
+    Raises:
+        ValueError: it has none, or several.
+    """
+    found = [module for module in model.modules() if isinstance(module, NextScaleTransformer)]
+    if len(found) != 1:
+        advice = "compress its parts one by one" if found else "there is nothing to compress"
+        raise ValueError(f"this {type(model).__name__} has {len(found)} next-scale transformers: {advice}")
+    return found[0]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short digest of the network's weights, the same in float32 and bfloat16."""
+    digest = hashlib.sha256()
+    for name, value in sorted(find_transformer(model).state_dict().items()):
+        flat = value.detach().flatten()
+        some = flat[:: max(1, len(flat) // 4096)].cpu().float().bfloat16()
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(some.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# --- modules that take others' places -----------------------------------------------------------------
+
+
+class LiteTransformer(NextScaleTransformer):
+    """A transformer whose attention follows a plan.
+
+    Attributes:
+        images: rows of a guidance branch in the step that is run; None: not known, so nothing is shared.
+        work: what attention has done since it was last cleared.
+    """
+
+    plan: LitePlan
+    images: int | None
+    work: Work
+
+    def allocate_cache(self, batch: int, length: int, dtype: torch.dtype) -> KeyValueCache:
+        sizes, config = self.config, self.plan.config
+        return LiteCache(
+            sizes.depth,
+            batch,
+            length,
+            sizes.heads,
+            sizes.head_size,
+            dtype=dtype,
+            device=next(self.parameters()).device,
+            bits=config.cache_bits,
+            share=config.share_from is not None,
+        )
+
+    def run_block(
+        self, block: Block, x: Tensor, modulation: Tensor, segments: Any = None,
+        cache: KeyValueCache | None = None, layer: int = 0,
+    ) -> Tensor:  # fmt: skip
+        if isinstance(cache, LiteCache):
+            cache.images = self.images
+        return super().run_block(block, x, modulation, segments, cache, layer)
+
+
+class LiteSession:
+    """A session that tells its transformer how many rows a guidance branch has.
+
+    What enters at a scale has one row per image, what the network runs one per image and branch.
+    """
+
+    def __init__(self, session: Session, transformer: LiteTransformer) -> None:
+        self._session, self._transformer = session, transformer
+
+    def step(self, index: int, inputs: Tensor | None, first: int | None = None) -> Tensor:
+        share_from = self._transformer.plan.config.share_from
+        if inputs is not None and share_from is not None and index >= share_from:
+            self._transformer.images = len(inputs)
+        try:
+            return self._session.step(index, inputs, first)
+        finally:
+            self._transformer.images = None
+
+    def logits(self, hidden: Tensor, rows: slice) -> Tensor:
+        return self._session.logits(hidden, rows)
+
+
+class LiteModel(nn.Module):
+    """What is different about a compressed model as a whole."""
+
+    plan: LitePlan
+
+    @property
+    def attention_work(self) -> Work:
+        """What attention has done since this was last cleared."""
+        return cast(LiteTransformer, find_transformer(self)).work
+
+    def start(self, *arguments: Any, **options: Any) -> LiteSession:
+        session = super().start(*arguments, **options)  # type: ignore[misc]
+        return LiteSession(session, cast(LiteTransformer, find_transformer(self)))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model with its packed weights, and its plan in the folder ``lite`` beside them."""
+        self.plan.save(Path(folder) / FOLDER)
+        return Path(super().save(folder))  # type: ignore[misc]
+
+    def to_official(self) -> dict[str, Tensor]:
+        if any(bits != 16 for bits in self.plan.config.precision.values()):
+            raise ValueError(
+                "a compressed model's packed weights have no place in the official layout; convert the model that it "
+                "was made from"
+            )
+        return dict(super().to_official())  # type: ignore[misc]
+
+
+@cache
+def _joined(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{kind.__name__}{base.__name__}", (kind, base), {})
+
+
+def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
+    """Let a module be of another kind as well, with its parameters where they are."""
+    module.__class__ = _joined(kind, type(module))
+    for name, value in attributes.items():
+        setattr(module, name, value)
+
+
+def _with_attention(model: Model, plan: LitePlan, bits: int | None = None) -> Model:
+    transformer, config, work = find_transformer(model), plan.config, Work()
+    for number, block in enumerate(transformer.blocks):
+        attention = AttentionPlan(config.schedule, plan.windows(number), config.form, bits, work)
+        _become(block.attention, LiteAttention, plan=attention)
+    _become(transformer, LiteTransformer, plan=plan, images=None, work=work)
+    _become(model, LiteModel, plan=plan)
+    return model

@@ -1,0 +1,209 @@
+"""Calibration: which keys a model can do without and which of its weights bear rounding, measured as it draws.
+
+Nothing is trained and no data is needed. One pass records attention, and what entered at every scale; the same inputs
+are then run again with one layer rounded at a time, so that differences in what is drawn from come from that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.generation.litevar import LiteConfig, LitePlan, check, fingerprint
+from nextscale.tasks.generation.litevar_packing import PackedLinear, linears, replace
+from nextscale.tasks.generation.litevar_recording import Recorder, Run, divergences, draw_recorded
+from nextscale.tasks.generation.litevar_search import (
+    FEW_TOKENS,
+    AttentionMass,
+    Bounds,
+    best_windows,
+    computed_share,
+    kept_attention,
+    published_windows,
+)
+
+PUBLISHED_FLOOR = 0.003
+"""Attention below this, averaged over pictures, counts as none in the published search."""
+
+ALWAYS_KEPT = ("feed_forward.contract",)
+"""Layers whose inputs have the widest range; kept at 16 bits, as published."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to measure and what to save.
+
+    Attributes:
+        images: pictures to draw.
+        batch_size: drawn at once; memory and speed.
+        seed: of the first picture.
+        rule: how windows are chosen. ``work``: those that lose least attention for the work that ``saving`` leaves;
+            ``mass``: the published rule, the narrowest that keep ``threshold`` of each key scale's attention; ``none``:
+            no windows.
+        saving: share of the attention's multiplications to be saved, sharing included.
+        threshold: of the rule ``mass``.
+        share: let guidance branches share the first one's attention, from the first scale of 16 tokens on.
+        weight_bits: of the packed layers: 8, 4 where the weights bear it (``tolerance``), or 16 for none.
+        keep: layers whose name contains one of these keep 16 bits.
+        tolerance: largest Kullback-Leibler divergence, in nats per token, between what is drawn from before and after
+            rounding one layer; a layer above it takes the next larger number of bits.
+        cache_bits, activation_bits: as in :class:`nextscale.tasks.generation.litevar.LiteConfig`.
+    """
+
+    images: int = 32
+    batch_size: int = 16
+    seed: int = 0
+    rule: str = "work"
+    saving: float = 0.76
+    threshold: float = 0.95
+    share: bool = True
+    weight_bits: int = 8
+    keep: tuple[str, ...] = ALWAYS_KEPT
+    tolerance: float = 0.01
+    cache_bits: int = 8
+    activation_bits: int = 16
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.batch_size < 1:
+            raise ValueError(f"{self.images} images in batches of {self.batch_size} were asked for; expected 1 or more")
+        if self.rule not in ("work", "mass", "none"):
+            raise ValueError(f"the rule for windows is {self.rule!r}, expected work, mass or none")
+        if self.weight_bits not in (4, 8, 16):
+            raise ValueError(f"weights of {self.weight_bits} bits were asked for, expected 4, 8 or 16")
+        if not 0 <= self.saving < 1:
+            raise ValueError(f"{self.saving} of the work was to be saved; expected at least 0 and below 1")
+
+
+def calibrate(
+    model: Any, settings: Calibration | None = None, progress: Callable[[int, int], None] | None = None
+) -> LitePlan:
+    """A plan for a model, from pictures that it draws. The model is left as it was.
+
+    Args:
+        model: draws pictures by ``steps`` and has one next-scale transformer.
+        progress: called with (parts done, all parts).
+
+    Raises:
+        ValueError: the model cannot be compressed, or the windows cannot save so much.
+    """
+    settings, schedule = settings or Calibration(), model.config.schedule
+    check(model, LitePlan(LiteConfig(schedule)))
+    share_from = first_late_scale(schedule) if settings.share else None
+    layers = [name for name, _ in linears(model) if not any(part in name for part in settings.keep)]
+    layers = layers if settings.weight_bits != 16 else []
+    batches = range(0, settings.images, settings.batch_size)
+    done, parts = 0, len(batches) + len(layers)
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, parts)
+
+    recorder = Recorder(schedule, share_from, PUBLISHED_FLOOR if settings.rule == "mass" else 0.0)
+    for start in batches:
+        number = min(settings.batch_size, settings.images - start)
+        run = draw_recorded(model, number, settings.seed + start, recorder)
+        count()
+    # What follows runs the last batch again.
+    branches, measured, bounds = (run.branches if settings.share else 1), dict[str, Any](), None
+    before = run.log_probabilities()
+    if settings.rule != "none":
+        mass = recorder.mass()
+        if settings.rule == "mass":
+            bounds = published_windows(mass, settings.threshold)
+        else:
+            bounds = windows_for(mass, scores_left(settings.saving, branches))
+        computed = computed_share(schedule, bounds)
+        measured["scores_computed"] = computed
+        measured["attention_saved"] = saved(computed, branches)
+        measured["attention_kept"] = kept_attention(mass, bounds)
+    found = {}
+    for name in layers:
+        found[name] = layer_divergence(model, name, settings.weight_bits, settings.tolerance, run, before)
+        count()
+    precision = {name: 16 for name, _ in linears(model)} | {
+        name: next((bits for bits in sorted(each) if each[bits] <= settings.tolerance), 16)
+        for name, each in found.items()
+    }
+    measured["divergence"] = {name: {str(bits): value for bits, value in each.items()} for name, each in found.items()}
+    config = LiteConfig(
+        schedule=schedule,
+        precision=precision,
+        activation_bits=settings.activation_bits,
+        cache_bits=settings.cache_bits,
+        share_from=share_from,
+        fingerprint=fingerprint(model),
+        measured=measured,
+    )
+    return LitePlan(config, bounds)
+
+
+def first_late_scale(schedule: ScaleSchedule) -> int | None:
+    """The first scale with tokens enough that something can be saved; None: there is none."""
+    return next((index for index, length in enumerate(schedule.lengths) if length >= FEW_TOKENS), None)
+
+
+# --- windows ------------------------------------------------------------------------------------------
+
+
+def scores_left(saving: float, branches: int) -> float:
+    """The share of scores that may be computed so that ``saving`` of all multiplications is saved.
+
+    Scores are multiplied once for all branches, values once for each: of 2 b products for b branches, 1 + b are left.
+    """
+    return (1 - saving) * 2 * branches / (1 + branches)
+
+
+def saved(computed: float, branches: int) -> float:
+    """The share of multiplications saved where so many of the scores are computed; turns :func:`scores_left` round."""
+    return 1 - computed * (1 + branches) / (2 * branches)
+
+
+def windows_for(mass: AttentionMass, share: float) -> Bounds:
+    """:func:`best_windows`, such that the work really done, tiles being filled up to equal numbers, is within it."""
+    aim = share
+    while True:
+        bounds = best_windows(mass, aim)
+        computed = computed_share(mass.schedule, bounds)
+        if computed <= share:
+            return bounds
+        aim *= min(share / computed, 0.995)
+
+
+# --- precision ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def layer_packed(model: nn.Module, name: str, bits: int) -> Iterator[None]:
+    """One layer's weights rounded, for as long as the context lasts."""
+    layer = cast(nn.Linear, model.get_submodule(name))
+    replace(model, name, PackedLinear.of(layer, bits))
+    try:
+        yield
+    finally:
+        replace(model, name, layer)
+
+
+def layer_divergence(
+    model: nn.Module, name: str, bits: int, tolerance: float, run: Run, before: Sequence[Tensor]
+) -> Mapping[int, float]:
+    """By how much what is drawn from changes when one layer is rounded, in nats per token.
+
+    Args:
+        bits: to begin with; where that changes it by more than the tolerance, 8 bits are tried too.
+    """
+    tokens = sum(part.shape[1] for part in before)
+    found: dict[int, float] = {}
+    inputs = cast(nn.Linear, model.get_submodule(name)).in_features
+    for tried in sorted({bits, 8}):
+        if tried < bits or (tried == 4 and inputs % 2) or min(found.values(), default=tolerance + 1) <= tolerance:
+            continue
+        with layer_packed(model, name, tried):
+            found[tried] = sum(divergences(before, run.log_probabilities())) / tokens
+    return found

@@ -1,0 +1,197 @@
+"""Windows of attention: which earlier tokens a query of a late scale still looks at.
+
+LiteVAR (arXiv 2411.17178) bands the attention map of late scales: per block, head, query scale i and key scale j, query
+x of i keeps the keys y of j with |y - x L_j / L_i| < width, in row-major positions of their scales. Bands follow the
+rows of the maps, so a band as wide as a row takes in a token's neighbours above and below.
+
+Many heads look at what lies some rows away and at nothing nearer. So windows here have two bounds,
+-before < y - x L_j / L_i < after; the published ones are those with both bounds equal.
+
+A processor computes few long rows better than many short ones, and gains nothing from single scores left out. So
+queries are taken in tiles of neighbours that share their keys: what any of them keeps, all of them see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from nextscale.core.schedule import ScaleSchedule
+
+ALL, NONE = 32767, 0
+"""Bounds that keep every key of a scale, and none of them."""
+
+TILE = (4, 16)
+"""Neighbouring queries that share their keys, at least and at most; between, a row of the map."""
+
+GROUPS = 4
+"""Matrix products that one scale's tiles are gathered into, at most: each is as wide as its widest tile."""
+
+
+def tile_size(schedule: ScaleSchedule, index: int) -> int:
+    """Queries of a tile of one scale: a row, as far as a processor computes with it well."""
+    return min(max(schedule[index].width, TILE[0]), TILE[1], schedule.lengths[index])
+
+
+@lru_cache(maxsize=256)
+def offsets(queries: int, keys: int) -> tuple[Int[Tensor, "queries keys"], Int[Tensor, "queries keys"]]:
+    """y - x keys / queries for every query x and key y, rounded down and rounded up."""
+    with torch.inference_mode(False):
+        x, y = torch.arange(queries, dtype=torch.int32)[:, None], torch.arange(keys, dtype=torch.int32)
+        exact = y * queries - x * keys
+        return exact.div(queries, rounding_mode="floor"), -(-exact).div(queries, rounding_mode="floor")
+
+
+def band(queries: int, keys: int, bounds: Int[Tensor, "heads 2"]) -> Bool[Tensor, "heads queries keys"]:
+    """True where -before < y - x keys / queries < after."""
+    before, after = bounds.to(torch.int32)[:, :, None, None].unbind(1)
+    down, up = offsets(queries, keys)
+    return (up > -before) & (down < after)
+
+
+def visible_mask(
+    schedule: ScaleSchedule, index: int, bounds: Int[Tensor, "heads scales 2"]
+) -> Bool[Tensor, "heads queries keys"]:
+    """What the queries of scale ``index`` keep of all keys up to their own scale.
+
+    Args:
+        bounds: of this query scale, before and after for each head and key scale; those of later key scales have no
+            meaning.
+    """
+    lengths = schedule.lengths
+    return torch.cat([band(lengths[index], lengths[j], bounds[:, j]) for j in range(index + 1)], dim=2)
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of any heads whose numbers of keys are near each other.
+
+    Attributes:
+        tiles: place of each tile among (heads x tiles of a head).
+        heads: the head of each.
+        keys: positions in the flat sequence; a tile that has fewer is filled up with its first.
+        counts: keys that count.
+        mask: which query of the tile keeps which key, where that is to be exact; None: all share all.
+    """
+
+    tiles: Int[Tensor, " tiles"]
+    heads: Int[Tensor, " tiles"]
+    keys: Int[Tensor, "tiles keys"]
+    counts: Int[Tensor, " tiles"]
+    mask: Bool[Tensor, "tiles queries keys"] | None = None
+
+    def to(self, device: torch.device) -> TileGroup:
+        mask = None if self.mask is None else self.mask.to(device)
+        return TileGroup(*(t.to(device) for t in (self.tiles, self.heads, self.keys, self.counts)), mask)
+
+    @property
+    def nbytes(self) -> int:
+        parts = [self.tiles, self.heads, self.keys, self.counts, *([] if self.mask is None else [self.mask])]
+        return sum(part.nbytes for part in parts)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the queries of one scale keep, in one block.
+
+    Attributes:
+        visible: keys up to the queries' own scale.
+        tile: queries of a tile; the last tile is filled up with zeros.
+        tiles: of each head.
+        mask: kept for the forms that need the whole of it.
+    """
+
+    heads: int
+    queries: int
+    visible: int
+    tile: int
+    tiles: int
+    groups: tuple[TileGroup, ...]
+    mask: Bool[Tensor, "heads queries keys"] | None = None
+
+    @classmethod
+    def from_mask(cls, mask: Bool[Tensor, "heads queries keys"], tile: int, exact: bool = False) -> Window:
+        """Tiles that take in at least what a mask keeps.
+
+        Args:
+            tile: queries of a tile.
+            exact: keep the mask, so that no query sees more than it says.
+        """
+        heads, queries, visible = mask.shape
+        tiles = -(-queries // tile)
+        padded = torch.zeros(heads, tiles * tile, visible, dtype=torch.bool)
+        padded[:, :queries] = mask
+        padded = padded.view(heads * tiles, tile, visible)
+        union = padded.any(1)
+        counts = union.sum(1)
+        groups = []
+        for members in _grouped(counts, GROUPS):
+            most = max(int(counts[members].max()), 1)
+            keys = (~union[members]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+            filler = torch.arange(most) >= counts[members][:, None]
+            exact_mask = padded[members].gather(2, keys[:, None].expand(-1, tile, -1)) if exact else None
+            keys = keys.masked_fill(filler, 0).to(torch.int32)
+            groups.append(TileGroup(members, members // tiles, keys, counts[members], exact_mask))
+        return cls(heads, queries, visible, tile, tiles, tuple(groups), mask if exact else None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.groups[0].keys.device
+
+    @property
+    def scores(self) -> int:
+        """Query-key products computed, over all heads."""
+        return sum(group.keys.numel() for group in self.groups) * self.tile
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups) + (0 if self.mask is None else self.mask.nbytes)
+
+    def to(self, device: torch.device) -> Window:
+        groups = tuple(group.to(device) for group in self.groups)
+        mask = None if self.mask is None else self.mask.to(device)
+        return Window(self.heads, self.queries, self.visible, self.tile, self.tiles, groups, mask)
+
+
+def _grouped(counts: Int[Tensor, " tiles"], most: int) -> list[Int[Tensor, " members"]]:
+    """Tiles split by their number of keys into at most ``most`` groups, so that filling up costs least."""
+    sizes, inverse, members = counts.unique(return_inverse=True, return_counts=True)
+    kinds = len(sizes)
+    before = [0, *members.cumsum(0).tolist()]
+    values = sizes.tolist()
+    # best[g][k]: least cost of the first k kinds in g groups, and where the last group begins.
+    best = [[(0, 0)] + [(1 << 62, 0)] * kinds]
+    for g in range(most):
+        row = [(0, 0)]
+        for k in range(1, kinds + 1):
+            options = ((best[g][c][0] + values[k - 1] * (before[k] - before[c]), c) for c in range(k))
+            row.append(min(options))
+        best.append(row)
+    cuts, k = [], kinds
+    g = min(range(1, most + 1), key=lambda n: best[n][kinds][0])
+    while k > 0:
+        start = best[g][k][1]
+        cuts.append((start, k))
+        k, g = start, g - 1
+    return [((inverse >= a) & (inverse < b)).nonzero()[:, 0] for a, b in reversed(cuts)]
+
+
+def tiled_scores(queries: int, keys: int, tile: int, before: Tensor, after: Tensor) -> Int[Tensor, " *windows"]:
+    """Scores that one head computes between two scales, for windows of these bounds, with its tiles' shared keys.
+
+    Args:
+        keys: no more than the queries, so that the windows of neighbouring queries overlap.
+    """
+    tiles = -(-queries // tile)
+    first = torch.arange(tiles) * tile
+    last = (first + tile - 1).clamp_max(queries - 1)
+    before, after = before[..., None].long(), after[..., None].long()
+    # The least key above x keys / queries - before, and the least at or above x keys / queries + after.
+    start = (first * keys).div(queries, rounding_mode="floor") - before + 1
+    stop = -(-last * keys).div(queries, rounding_mode="floor") + after
+    counts = stop.clamp_max(keys) - start.clamp_min(0)
+    return (counts.clamp_min(0) * (before + after > 0)).sum(-1) * tile
