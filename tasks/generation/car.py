@@ -105,7 +105,8 @@ class CAR(ClassConditional):
 
     Attributes:
         base: the VAR.
-        base_name: where the base comes from, for :meth:`save` to record; None: not known.
+        base_name: where the base comes from, a name or a path, for :meth:`save` to record; None: not known.
+        home: the folder the adapter was loaded from, to which the base's path is relative.
     """
 
     def __init__(self, config: CARConfig, base: VAR, base_name: str | None = None) -> None:
@@ -119,6 +120,7 @@ class CAR(ClassConditional):
                 f"{(base.tokenizer.stride - 1).bit_length() + 1} widths"
             )
         self.config, self.base_name = config, base_name
+        self.home: Path | None = None
         self.base = base.requires_grad_(False)
         width, half = transformer.width, transformer.depth // 2
         self.control_encoder = ControlEncoder(config.widths, width)
@@ -362,8 +364,8 @@ class CAR(ClassConditional):
     def save(self, folder: str | Path) -> Path:
         """Write the adapter, ``model.safetensors`` and ``config.json``, which records the base by place and digest."""
         place = self.base_name or "base"
-        if Path(place).exists():
-            place = os.path.relpath(place, folder)
+        if (path := (self.home or Path()) / place).exists():
+            place = os.path.relpath(path, folder)
         about = {"system": SYSTEM, "config": to_json(self.config), "base": fingerprint(self.base)}
         return save_folder(folder, self.adapter(), {**about, "needs": {"base": place}})
 
