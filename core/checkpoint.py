@@ -199,6 +199,38 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is truncated or damaged ({error}). Copy or download it again") from None
 
 
+def shards_of(folder: str | Path) -> list[Path]:
+    """The files that a state dict cut into several is in, as its ``*.index.json`` names them; empty without one.
+
+    Raises:
+        CheckpointError: the index is damaged, or names files outside the folder.
+    """
+    folder = Path(folder)
+    indexes = sorted(folder.glob("*.index.json"))
+    if not indexes:
+        return []
+    try:
+        names = sorted(set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{indexes[0]} is no index of a state dict ({error})") from None
+    if wrong := [name for name in names if name != Path(str(name)).name]:
+        raise CheckpointError(f"{indexes[0]} names {wrong[0]!r}, which is not a file of its folder")
+    return [folder / name for name in names]
+
+
+def read_sharded(folder: str | Path) -> dict[str, Any]:
+    """A state dict cut into several files; see :func:`shards_of`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        CheckpointError: one is damaged, or there is no index.
+    """
+    shards = shards_of(folder)
+    if not shards:
+        raise CheckpointError(f"{folder} holds no *.index.json that names the parts of a state dict")
+    return {name: value for shard in shards for name, value in read_tensors(shard).items()}
+
+
 def find_state_dict(content: Mapping[str, Any], nested: Iterable[tuple[str, ...]], key: str) -> dict[str, Tensor]:
     """The flat state dict inside a file's content, without the prefixes that wrappers add.
 

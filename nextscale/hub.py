@@ -14,6 +14,8 @@ class HubError(FileNotFoundError):
 
 def cached(repository: str, file: str) -> Path | None:
     """The file's place in the hub's cache on this machine, if it is there. Uses no network."""
+    if file.endswith("/"):
+        return _cached_folder(repository, file)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file)
@@ -38,6 +40,8 @@ def fetch(repository: str, file: str) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise HubError(_advice(repository, file, "HF_HUB_OFFLINE forbids the network"))
     try:
+        if file.endswith("/"):
+            return _fetch_folder(repository, file)
         get_hf_file_metadata(hf_hub_url(repository, file), timeout=ANSWER_WITHIN)
         return Path(hf_hub_download(repository, file, etag_timeout=ANSWER_WITHIN))
     except LocalEntryNotFoundError as error:
@@ -48,6 +52,30 @@ def fetch(repository: str, file: str) -> Path:
         if not _is_connection_error(error):
             raise
         raise HubError(_advice(repository, file, f"the hub cannot be reached: {_reason(error)}")) from error
+
+
+def _cached_folder(repository: str, folder: str) -> Path | None:
+    """A folder of which all files are in the cache: its index names them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        place = Path(snapshot_download(repository, allow_patterns=f"{folder}*", local_files_only=True)) / folder
+    except LocalEntryNotFoundError:
+        return None
+    from nextscale.core.checkpoint import CheckpointError, shards_of
+
+    try:
+        return place if all(path.is_file() for path in shards_of(place)) else None
+    except CheckpointError:
+        return None
+
+
+def _fetch_folder(repository: str, folder: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    HfApi().model_info(repository, timeout=ANSWER_WITHIN)
+    return Path(snapshot_download(repository, allow_patterns=f"{folder}*", etag_timeout=ANSWER_WITHIN)) / folder
 
 
 def _is_connection_error(error: Exception) -> bool:

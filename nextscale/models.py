@@ -20,7 +20,7 @@ class NamedModel:
     system: as in :data:`nextscale.systems.SYSTEMS`.
     summary: what it is, in a few words.
     terms: licence of the weights.
-    repository, file: place on the Hugging Face hub; None: ships with the library.
+    repository, file: place on the Hugging Face hub, ending in / if it is a folder; None: ships with the library.
     needs: names of the models that the file builds on, by what they are to it.
     options: what else :func:`nextscale.load` is told where nothing else is asked for.
     """
@@ -114,6 +114,29 @@ def _flexvar(depth: int, epoch: int, parameters: str, fid: str) -> NamedModel:
     )
 
 
+def _infinity(size: str, file: str, tokenizer: str, summary: str) -> NamedModel:
+    return NamedModel(
+        name=f"infinity-{size}",
+        system="infinity",
+        summary=f"prompts, {summary}",
+        terms="MIT (FoundationVision/Infinity)",
+        repository="FoundationVision/infinity",
+        file=file,
+        needs={"tokenizer": f"infinity-tokenizer-{tokenizer}"},
+    )
+
+
+def _bits(name: str, file: str, bits: int, quality: str) -> NamedModel:
+    return NamedModel(
+        name=f"infinity-tokenizer-{name}",
+        system="bitwise-vq",
+        summary=f"images <-> up to 13 scales of {bits} bits a token, stride 16{quality}",
+        terms="MIT (FoundationVision/Infinity)",
+        repository="FoundationVision/infinity",
+        file=file,
+    )
+
+
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
     _released(16, 256, "310 M", "3.55"),
@@ -154,6 +177,15 @@ _MODELS = (
         repository="jiaosiyu1999/FlexVAR",
         file="FlexVAE.pth",
     ),
+    _infinity("2b", "infinity_2b_reg.pth", "d32", "1024 px in 15 aspect ratios, 2.2 B parameters, GenEval 0.69"),
+    _infinity("8b", "infinity_8b_weights/", "d56", "1024 px in 15 aspect ratios, 8.4 B parameters, DPG 86.6"),
+    _infinity("8b-512", "infinity_8b_512x512_weights/", "d56", "512 px, 8.4 B parameters, halfway through training"),
+    _bits("d16", "infinity_vae_d16.pth", 16, ", rFID 0.31 at 512 px"),
+    _bits("d24", "infinity_vae_d24.pth", 24, ", rFID 0.30 at 512 px"),
+    _bits("d32-plain", "infinity_vae_d32.pth", 32, ", rFID 0.23 at 512 px; of no released transformer"),
+    _bits("d32", "infinity_vae_d32reg.pth", 32, ", rFID 0.32 at 512 px; infinity-2b's"),
+    _bits("d64", "infinity_vae_d64.pth", 64, ", rFID 0.15 at 512 px"),
+    _bits("d56", "infinity_vae_d56_f8_14_patchify.pth", 56, " of 2 x 2 cells; infinity-8b's"),
 )
 
 MODELS: dict[str, NamedModel] = {model.name: model for model in _MODELS}

@@ -280,7 +280,8 @@ class Infinity(TextToImage):
     # --- files -------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``model.safetensors``, tokenizer included, and ``config.json``."""
+        """Write ``model.safetensors``, tokenizer included, and ``config.json``; a small text encoder goes along."""
+        self.save_encoder(folder)
         config = {"transformer": to_json(self.config), "tokenizer": to_json(self.tokenizer.config)}
         return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": config})
 

@@ -73,7 +73,7 @@ class TextEncoder:
     """A text encoder that is loaded when the first text asks for it, and can be let go.
 
     Args:
-        home: a folder that ``config.name`` may be relative to.
+        home: a folder in which the encoder may lie, under its name or the last part of it.
         device: None: CUDA where it is there, else the CPU.
         dtype: of the weights; None: float16 on CUDA, else float32.
         bits: 8 or 4: weights of so many bits, by bitsandbytes or optimum-quanto.
@@ -92,8 +92,8 @@ class TextEncoder:
     ) -> None:
         if bits not in (None, 8, 4):
             raise ValueError(f"bits is {bits}; expected 8, 4 or None for whole weights")
-        inside = None if home is None else home / config.name
-        self.source = str(inside) if inside is not None and inside.is_dir() else config.name
+        beside = [] if home is None else [home / config.name, home / Path(config.name).name]
+        self.source = next((str(place) for place in beside if place.is_dir()), config.name)
         self.config, self.bits = config, bits
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nextscale.core.checkpoint import write_atomically
 from nextscale.core.random import BatchDraws, Draws, ImageDraws, image_seeds
 from nextscale.core.sampling import ScaleStep
 from nextscale.core.schedule import ScaleSchedule
@@ -18,6 +21,9 @@ from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig, Text
 
 Painter = Callable[[Sequence[int], Draws], Iterator[ScaleStep]]
 """Draws images of some of the texts it was made with: of their numbers, one per image."""
+
+SMALL_ENCODER = 32 * 2**20
+"""Bytes up to which a text encoder is saved with the model; of others the name is kept."""
 
 Prompt = str | Sequence[str] | TextFeatures
 
@@ -89,6 +95,17 @@ class TextToImage(nn.Module):
     @text_encoder.setter
     def text_encoder(self, encoder: TextEncoder) -> None:
         self._encoder = [encoder]
+
+    def save_encoder(self, folder: str | Path) -> None:
+        """Copy the text encoder into a folder, where it is a small one in a folder of its own."""
+        source, target = Path(self.text_encoder.source), Path(folder) / Path(self._text_config.name).name
+        if not source.is_dir() or target.resolve() == source.resolve():
+            return
+        if sum(path.stat().st_size for path in source.iterdir() if path.is_file()) > SMALL_ENCODER:
+            return
+        for path in source.iterdir():
+            if path.is_file():
+                write_atomically(target / path.name, partial(shutil.copyfile, path))
 
     def features(self, prompt: Prompt) -> TextFeatures:
         """What the network reads of prompts.

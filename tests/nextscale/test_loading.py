@@ -80,7 +80,7 @@ def test_an_embedded_model_is_loaded_by_name(
 def test_names_and_patterns() -> None:
     names = nextscale.list_models()
     assert {"var-cifar10", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36", "var-tokenizer"} <= set(names)
-    assert nextscale.list_models("d3") == ["var-d30", "var-d36"]
+    assert nextscale.list_models("r-d36") == ["var-d36"]
     assert nextscale.list_models("var-?1") == []
     assert nextscale.list_models("*-d2?") == ["var-d20", "var-d24"]
     with pytest.raises(AttributeError, match="nothing"):
