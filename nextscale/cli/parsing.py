@@ -73,6 +73,9 @@ def add_loading(parser: ArgumentParser, needs: bool = True) -> None:
         help="of the weights: float32, bfloat16 or float16; unless named, float32 on the CPU, elsewhere as stored",
     )
     if needs:
+        group.add_argument(
+            "--lite", type=str | None, default=None, help="folder that nextscale calibrate wrote: compress the model so"
+        )
         add_needs(group)
 
 
@@ -93,7 +96,9 @@ def needed(arguments: Any) -> dict[str, Any]:
 
 def loading_options(arguments: Any) -> dict[str, Any]:
     """What :func:`add_loading` has read, for :func:`nextscale.load`."""
-    return {"device": arguments.device, "dtype": arguments.dtype, **needed(arguments)}
+    lite = getattr(arguments, "lite", None)
+    given = {} if lite is None else {"lite": lite}
+    return {"device": arguments.device, "dtype": arguments.dtype, **given, **needed(arguments)}
 
 
 PER_SCALE = ("guidance", "top_k", "top_p", "temperature")

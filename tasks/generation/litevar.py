@@ -8,7 +8,7 @@ plan is found by :func:`nextscale.tasks.generation.litevar_calibration.calibrate
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -137,7 +137,7 @@ class LitePlan:
 # --- compressing --------------------------------------------------------------------------------------
 
 
-def compress(model: Model, plan: LitePlan) -> Model:
+def compress(model: Model, plan: LitePlan, freed: Callable[[Tensor], None] | None = None) -> Model:
     """Make a trained model do as a plan says. The model itself is changed, and returned.
 
     Its linear layers are packed, its attention is computed within windows and once for all guidance branches, and its
@@ -145,12 +145,13 @@ def compress(model: Model, plan: LitePlan) -> Model:
 
     Args:
         model: anything with one :class:`nextscale.core.transformer.NextScaleTransformer`.
+        freed: called with every weight that is no longer needed.
 
     Raises:
         ValueError: the plan belongs to another model, or the model attends in a way of its own.
     """
     check(model, plan)
-    pack_layers(model, plan.config.precision, plan.config.activation_bits)
+    pack_layers(model, plan.config.precision, plan.config.activation_bits, freed)
     return _with_attention(model, plan)
 
 

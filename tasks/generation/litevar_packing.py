@@ -1,23 +1,25 @@
 """Linear layers of packed weights: 8 or 4 bits each in memory and on disk, and nothing else kept beside them.
 
-8 bits: one step per output channel, sixteen-bit integers never needed; 4 bits: two weights a byte, with a step and a
-lowest value for each group of inputs. Weights are restored layer by layer as they are needed, or, where activations
-take 8 bits too, multiplied as integers.
+8 bits: one step per output channel. 4 bits: two weights a byte, with a step and a lowest value for each group of inputs.
+Weights are restored layer by layer as they are needed, or, where activations take 8 bits too, multiplied as integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 BITS = (4, 8)
 GROUP = 64
 """Inputs that share a step and a lowest value, in 4 bits."""
+
+SMALLEST = 1e-8
+"""Least step: of weights that are all equal, or inputs that are all zero."""
 
 MULTIPLE = 16
 """Rows and channels that integer products need on an NVIDIA GPU, or a multiple (8 channels; 17 rows at least)."""
@@ -48,12 +50,12 @@ class PackedLinear(nn.Module):
         self.group = GROUP if inputs % GROUP == 0 else inputs
         if bits == 8:
             self.register_buffer("packed", torch.empty(outputs, inputs, dtype=torch.int8))
-            self.register_buffer("step", torch.empty(outputs, dtype=torch.float32))
+            self.register_buffer("packed_step", torch.empty(outputs, dtype=torch.bfloat16))
         else:
             groups = (outputs, inputs // self.group)
             self.register_buffer("packed", torch.empty(outputs, inputs // 2, dtype=torch.uint8))
-            self.register_buffer("step", torch.empty(groups, dtype=torch.float16))
-            self.register_buffer("low", torch.empty(groups, dtype=torch.float16))
+            self.register_buffer("packed_step", torch.empty(groups, dtype=torch.bfloat16))
+            self.register_buffer("packed_low", torch.empty(groups, dtype=torch.bfloat16))
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None)
 
     @classmethod
@@ -73,9 +75,9 @@ class PackedLinear(nn.Module):
     def restored(self, dtype: torch.dtype) -> Float[Tensor, "outputs inputs"]:
         """The weights that are computed with."""
         if self.bits == 8:
-            return self.packed.to(dtype).mul_(self.step.to(dtype)[:, None])
+            return self.packed.to(dtype).mul_(self.packed_step.to(dtype)[:, None])
         levels = torch.stack((self.packed & 15, self.packed >> 4), dim=-1).view(self.out_features, -1, self.group)
-        step, low = self.step.to(dtype)[..., None], self.low.to(dtype)[..., None]
+        step, low = self.packed_step.to(dtype)[..., None], self.packed_low.to(dtype)[..., None]
         return torch.addcmul(low, levels.to(dtype), step).flatten(1)
 
     @property
@@ -89,15 +91,15 @@ class PackedLinear(nn.Module):
             return self._integer_product(x)
         if self.bits == 8 and rows < self.in_features:
             # Fewer numbers to multiply with the steps than the weights are.
-            y = F.linear(x, self.packed.to(x.dtype)).mul_(self.step.to(x.dtype))
+            y = F.linear(x, self.packed.to(x.dtype)).mul_(self.packed_step.to(x.dtype))
             return y if self.bias is None else y.add_(self.bias)
         return F.linear(x, self.restored(x.dtype), self.bias)
 
     def _integer_product(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features).float()
-        step = flat.abs().amax(1, keepdim=True).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+        step = flat.abs().amax(1, keepdim=True).div_(127).clamp_min_(SMALLEST)
         levels = (flat / step).round_().to(torch.int8)
-        y = torch._int_mm(levels, self.packed.t()).float().mul_(step).mul_(self.step)
+        y = torch._int_mm(levels, self.packed.t()).float().mul_(step).mul_(self.packed_step.float())
         if self.bias is not None:
             y += self.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -116,21 +118,21 @@ def pack(weight: Float[Tensor, "outputs inputs"], bits: int, group: int = GROUP)
     """Rounded weights and what restores them.
 
     Returns:
-        8 bits: ``packed`` int8 and ``step`` float32, the row's largest weight / 127. 4 bits: ``packed`` uint8, the even
-        inputs in the low half of a byte, with ``step`` and ``low`` float16 per group.
+        8 bits: ``packed`` int8 and ``packed_step``, the row's largest weight / 127. 4 bits: ``packed`` uint8, the even
+        inputs in the low half of a byte, with ``packed_step`` and ``packed_low`` of each group. Steps and lowest values
+        are bfloat16, so that weights are restored alike in every precision.
     """
     weight = weight.float()
     if bits == 8:
-        step = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        packed: Int8[Tensor, "outputs inputs"] = (weight / step[:, None]).round_().to(torch.int8)
-        return {"packed": packed, "step": step}
+        step = (weight.abs().amax(1) / 127).clamp_min(SMALLEST).bfloat16()
+        packed = (weight / step.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        return {"packed": packed, "packed_step": step}
     groups = weight.unflatten(1, (-1, group))
     low, high = groups.amin(-1), groups.amax(-1)
-    step = ((high - low) / 15).clamp_min(torch.finfo(torch.float16).tiny).half()
-    low = low.half()
+    step, low = ((high - low) / 15).clamp_min(SMALLEST).bfloat16(), low.bfloat16()
     levels = ((groups - low.float()[..., None]) / step.float()[..., None]).round_().clamp_(0, 15)
     levels = levels.to(torch.uint8).flatten(1)
-    return {"packed": levels[:, ::2] | (levels[:, 1::2] << 4), "step": step, "low": low}
+    return {"packed": levels[:, ::2] | (levels[:, 1::2] << 4), "packed_step": step, "packed_low": low}
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -146,10 +148,18 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def pack_layers(model: nn.Module, precision: Mapping[str, int], activation_bits: int = 16) -> None:
+def pack_layers(
+    model: nn.Module,
+    precision: Mapping[str, int],
+    activation_bits: int = 16,
+    freed: Callable[[Tensor], None] | None = None,
+) -> None:
     """Pack the linear layers that are named, each to its number of bits; 16 leaves one as it is.
 
-    Each layer's own weights are freed before the next is packed.
+    Each layer's own weights are given up before the next is packed.
+
+    Args:
+        freed: called with each of them.
 
     Raises:
         ValueError: a name is no linear layer of the model.
@@ -162,12 +172,14 @@ def pack_layers(model: nn.Module, precision: Mapping[str, int], activation_bits:
         if bits != 16:
             layer: Any = model.get_submodule(name)
             replace(model, name, PackedLinear.of(layer, bits, activation_bits))
+            if freed is not None:
+                freed(layer.weight.detach())
 
 
 def unpacked_placeholders(state: Mapping[str, Tensor], precision: Mapping[str, int]) -> dict[str, Tensor]:
     """A saved state with weights without values in place of packed ones, so that the plain model can be built of it."""
     names = {name for name, bits in precision.items() if bits != 16}
-    parts = {f"{name}.{part}" for name in names for part in ("packed", "step", "low")}
+    parts = {f"{name}.{part}" for name in names for part in ("packed", "packed_step", "packed_low")}
     plain = {key: value for key, value in state.items() if key not in parts}
     for name in names:
         packed = state.get(f"{name}.packed")
