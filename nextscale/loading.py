@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
-FLOAT32_PARAMETERS = ("log_scale",)
-"""Kept in float32 whatever the weights' precision: an exponent, where rounding would be multiplied."""
+FLOAT32_PARAMETERS = ("log_scale", "packed_step", "packed_low")
+"""Kept as they are whatever the weights' precision: an exponent, and what restores packed weights, where rounding would
+be multiplied."""
+
+LITE = "lite"
+"""Where a saved compressed model keeps its plan."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def load(
     system: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    lite: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a model for use.
@@ -55,6 +60,8 @@ def load(
         device: None: CUDA, else MPS, else the CPU.
         dtype: of the weights, such as ``torch.bfloat16`` or ``"bfloat16"``; None: float32 on the CPU, elsewhere as
             stored. Quantisers stay in float32.
+        lite: folder of a plan that ``nextscale calibrate`` wrote for this model: it is compressed as it is loaded,
+            before its weights are converted (:func:`nextscale.tasks.generation.litevar.compress`).
         overrides: what an official file cannot tell. VAR: ``tokenizer`` (a path, a name or a loaded one), ``schedule``
             (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``,
             ``norm_groups``.
@@ -70,6 +77,11 @@ def load(
     """
     place, precision = choose_device(device), choose_dtype(dtype)
     model = build(open_source(source, system or combining(overrides)), **overrides)
+    if lite is not None:
+        from nextscale.mapped import MappedFiles
+        from nextscale.tasks.generation.litevar import LitePlan, compress
+
+        compress(model, LitePlan.load(lite), MappedFiles().release)
     if precision is None and place.type == "cpu":
         precision = choose_dtype("float32")
     if precision is not None:
@@ -172,6 +184,11 @@ def build(opened: Opened, **overrides: Any) -> Any:
                 f"{', '.join(unknown)}: a folder saved by this library says all of this itself; leave it out"
             )
         needed = {name: find_needed(opened, name, overrides.get(name), str(hint)) for name, hint in hints.items()}
+        if opened.path is not None and (opened.path / LITE).is_dir():
+            from nextscale.tasks.generation.litevar import LitePlan, rebuild
+
+            plan = LitePlan.load(opened.path / LITE)
+            return rebuild(system.model_class, opened.content, opened.config, plan, **needed)
         return system.model_class.from_saved(opened.content, opened.config, **needed)
     known = [*system.overrides, *system.needs]
     if unknown := [key for key in overrides if key not in known]:
