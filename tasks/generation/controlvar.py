@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import assign, find_state_dict, weightless
+from nextscale.core.checkpoint import find_state_dict
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import BatchDraws, Draws
 from nextscale.core.sampling import Accepted, Control, ScaleStep
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.core.transformer import NextScaleTransformer
 from nextscale.tasks.generation.class_conditional import Condition
 from nextscale.tasks.generation.controlvar_guidance import Cells, PairSession, Strengths, given_cells, sample_pairs
 from nextscale.tasks.generation.controlvar_layout import (
@@ -33,16 +32,14 @@ from nextscale.tasks.generation.controlvar_layout import (
     is_official,
 )
 from nextscale.tasks.generation.controlvar_pairs import (
-    GappedBlock,
     second_half,
     single,
     visibility,
     visibility_mask,
     weave,
 )
-from nextscale.tasks.generation.official_layout import derived_buffers, from_layout, to_layout
 from nextscale.tasks.generation.var import VAR, VARConfig
-from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
+from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 
 __all__ = ["PRESETS", "SYSTEM", "ControlVAR", "ControlVARConfig", "is_official"]
 
@@ -58,15 +55,13 @@ class ControlVAR(VAR):
     config_class: ClassVar[type[VARConfig]] = ControlVARConfig
     config: ControlVARConfig
 
-    def __init__(self, config: ControlVARConfig, tokenizer: ResidualVQ) -> None:
+    def __init__(self, config: ControlVARConfig, tokenizer: ImageTokenizer) -> None:
         super().__init__(config, tokenizer)
         width = config.transformer.width
         if config.type_start:
             self.type_embedding = nn.Embedding(len(config.control_types) + 1, width)
         if config.half_embedding:
             self.half_embedding = nn.Embedding(2, width)
-        if config.halves == "apart":
-            self.transformer = NextScaleTransformer(config.transformer, block=GappedBlock)
 
     # --- teacher forcing ---------------------------------------------------------------------------------
 
@@ -147,7 +142,8 @@ class ControlVAR(VAR):
             if len(schedule) > 1:
                 rest = self.embed(inputs, schedule, first, schedule.length, control_first)
                 x = torch.cat((x, rest), dim=1)
-        x = self.transformer(x, self.transformer.modulate(condition), visibility(schedule, self.config.halves))
+        seen = visibility(schedule, self.config.halves, device=x.device)
+        x = self.transformer(x, self.transformer.modulate(condition), seen)
         return self.head(x, self.head.modulate(condition))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Any]]:
@@ -363,21 +359,20 @@ class ControlVAR(VAR):
     def to_official(self) -> dict[str, Tensor]:
         """The transformer's official state dict; loads strictly into the official code."""
         config, schedule = self.config, self.config.schedule
-        state = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+        state = {KEYS.to_official(name): value for name, value in super().to_official().items()}
         bias = torch.zeros(schedule.length, schedule.length)
         bias.masked_fill_(~visibility_mask(schedule, config.halves), -torch.inf)
-        buffers = derived_buffers(schedule) | {"attn_bias_for_masking": bias[None, None]}
+        state["attn_bias_for_masking"] = bias[None, None]
         if config.half_embedding:
             second = second_half(schedule, torch.device("cpu"))[None]
-            buffers |= {"type_1L": 1 - second, "type_1L_": second.clone()}
-        return to_layout(KEYS, state) | buffers
+            state |= {"type_1L": 1 - second, "type_1L_": second.clone()}
+        return state
 
     @classmethod
-    def from_official(cls, content: Mapping[str, Any], tokenizer: ResidualVQ, **overrides: Any) -> Self:
-        """Build from an official file's content; sizes and options are read from its keys and shapes.
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[ControlVARConfig, dict[str, Tensor]]:
+        """The configuration and the state dict of an official file's content.
 
         Args:
-            tokenizer: VAR's; its codes must fit.
             overrides: what a file may not tell: ``schedule`` (of one half), ``heads`` of models without cosine
                 attention, ``control_types``, ``either_order``, ``halves``, ``norm_eps``.
 
@@ -385,8 +380,5 @@ class ControlVAR(VAR):
             CheckpointError: the content is not a ControlVAR.
         """
         state = find_state_dict(content, NESTED, "pos_1LC")
-        with weightless():
-            model = cls(config_from_official(state, **overrides), tokenizer)
-        own = {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
-        assign(model, own | from_layout(KEYS, state, BUFFERS), "ControlVAR")
-        return model.eval()
+        config = config_from_official(state, **overrides)
+        return config, {KEYS.from_official(name): v for name, v in state.items() if name not in BUFFERS}

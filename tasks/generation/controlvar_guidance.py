@@ -24,7 +24,7 @@ from nextscale.core.quantizer import ResidualQuantizer
 from nextscale.core.random import Draws
 from nextscale.core.sampling import Accepted, Branch, Control, Emission, Emitter, ScaleContext, ScaleStep, sample
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.tasks.generation.controlvar_pairs import causal, single, weave
+from nextscale.tasks.generation.controlvar_pairs import single, visibility, weave
 from nextscale.tasks.generation.editing import KeptTokens
 from nextscale.tasks.generation.var import VARSession
 
@@ -99,7 +99,8 @@ def given_cells(
             flags = cells.flat(schedule)
         tokens.append(part.to(model.device))
         kept.append(flags.to(model.device)[None])
-    return Given(weave(*tokens, schedule.lengths), weave(*kept, schedule.lengths)[0])
+    lengths = schedule.lengths
+    return Given(weave(tokens[0], tokens[1], lengths), weave(kept[0], kept[1], lengths)[0])
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class PairSession(VARSession):
             for scale, cells in zip(scales, maps.split([schedule.lengths[k] // 2 for k in scales], 1), strict=True):
                 rows = torch.cat([torch.cat((cells[:, :, a], cells[:, :, b]), dim=1) for a, b in reads])
                 parts.append(model.embed(rows, schedule, *schedule.ranges[scale], self._control_first))
-        segments = causal(schedule, model.config.halves, begin, index)
-        return model.transformer(torch.cat(parts, dim=1), self._modulations, segments, self._cache)
+        seen = visibility(schedule, model.config.halves, begin, index, model.device)
+        return model.transformer(torch.cat(parts, dim=1), self._modulations, seen, self._cache)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from nextscale.datasets.imagenet import IMAGENET
 from nextscale.tasks.generation import var
 from nextscale.tasks.generation.controls import Extraction
 from nextscale.tasks.generation.controlvar_pairs import Halves, paired
-from nextscale.tasks.generation.official_layout import DERIVED, MODEL_RULES
 from nextscale.tasks.generation.var import VARConfig
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256
 
@@ -67,8 +66,11 @@ PRESETS: dict[str, ControlVARConfig] = {f"controlvar-d{depth}": _released(depth)
 # --- the official checkpoint --------------------------------------------------------------------------
 
 NESTED = (("model_state_dict",), ("state_dict",), ("model",))
-BUFFERS = (*DERIVED, "type_1L", "type_1L_")
-KEYS = KeyMap([*MODEL_RULES, ("type_embedding", "cond_embed"), ("half_embedding", "type_embed")])
+BUFFERS = ("type_1L", "type_1L_")
+"""Those that follow from the scale list, beside VAR's."""
+
+KEYS = KeyMap([("type_embedding", "cond_embed"), ("half_embedding", "type_embed")])
+"""The names of what VAR does not have."""
 
 
 def is_official(content: Mapping[str, Any]) -> bool:
