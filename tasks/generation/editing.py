@@ -90,25 +90,28 @@ def edit(
     top_p: float | Sequence[float] = 0.95,
     temperature: float | Sequence[float] = 1.0,
     smooth: bool = False,
+    schedule: ScaleSchedule | None = None,
 ) -> Float[Tensor, "n 3 height width"]:
     """Draw ``n`` versions of an image, its tokens under the mask kept.
 
     Args:
-        image: in [0, 1], of the model's size.
+        image: in [0, 1], of the size that the scales stand for.
         mask: 1 = keep, at the finest grid (see :func:`box_mask`).
         condition: as in :meth:`VAR.generate`; None: no class, as for in- and out-painting.
         seed: version i is drawn from ``seed + i``, or one seed per version.
+        schedule: other scales than the model's own, where it takes any (FlexVAR).
 
     Returns:
         Images in [0, 1], on the CPU.
 
     Raises:
-        ValueError: image or mask have another size than the model's.
+        ValueError: image or mask have another size than the scales.
     """
-    schedule, tokenizer = model.config.schedule, model.tokenizer
+    given: dict[str, Any] = {} if schedule is None else {"schedule": schedule}
+    schedule, tokenizer = schedule or model.config.schedule, model.tokenizer
     size = (3, *tokenizer.image_size(schedule))
     if tuple(image.shape) != size:
-        raise ValueError(f"the image is {tuple(image.shape)}, this model edits {size}")
+        raise ValueError(f"the image is {tuple(image.shape)}, the scales '{schedule}' stand for {size}")
     if tuple(mask.shape) != schedule.final.grid:
         raise ValueError(f"the mask is {tuple(mask.shape)}, expected the finest grid, {schedule.final.grid}")
     tokens = tokenizer.encode(image[None].to(model.device) * 2 - 1, schedule)
@@ -122,6 +125,7 @@ def edit(
         emitter=CategoricalEmitter(top_k, top_p, temperature, smooth),
         guidance=guidance,
         controls=[control],
+        **given,
     ):
         final = step.total
-    return (tokenizer.decode_features(final).cpu() + 1) / 2
+    return model.picture(final).cpu()

@@ -14,8 +14,11 @@ from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
+from nextscale.tasks.generation.flexvar import FlexVAR, FlexVARConfig
+from nextscale.tasks.generation.flexvar_training import initialize as initialize_flexvar
 from nextscale.tasks.generation.var import VAR, VARConfig
 from nextscale.tasks.generation.var_training import initialize
+from nextscale.tasks.tokenizers.flex_vq import FlexQuantizerConfig, FlexVQ, FlexVQConfig
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 
 SCHEDULE = ScaleSchedule.squares(1, 2, 4)
@@ -64,6 +67,34 @@ def build_var(
     return model.eval()
 
 
+def build_flex_tokenizer(*, seed: int = 0, attention: bool = False, **quantizer: Any) -> FlexVQ:
+    """Stride 2: 8 x 8 images as maps of any size up to 4 x 4, and beyond."""
+    torch.manual_seed(seed)
+    codes = FlexQuantizerConfig(**{"vocabulary": 16, "channels": 4, **quantizer})
+    sizes = AutoencoderConfig(channels=32, multipliers=(1, 2), blocks=1, latent_channels=8, attention=attention)
+    return FlexVQ(FlexVQConfig(sizes, codes, schedule=ScaleSchedule.squares(1, 2, 3, 4))).eval()
+
+
+def build_flexvar(tokenizer: FlexVQ | None = None, *, seed: int = 0, classes: int = 5, **options: Any) -> FlexVAR:
+    tokenizer = tokenizer or build_flex_tokenizer()
+    names = ("conditioning", "attention")
+    transformer = {name: options.pop(name) for name in names if name in options}
+    config = FlexVARConfig(
+        TransformerConfig(width=16, depth=2, heads=2, **transformer),
+        classes,
+        tokenizer.config.quantizer.vocabulary,
+        tokenizer.config.quantizer.channels,
+        SCHEDULE,
+        position_side=8,
+        **options,
+    )
+    torch.manual_seed(seed)
+    model = initialize_flexvar(FlexVAR(config, tokenizer), modulation=1, gate=1, head=1)
+    for part in (model.transformer, model.head):
+        scattered(part, seed)
+    return model.eval()
+
+
 def write_images(folder: Path, per_class: int = 4, side: int = 8, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
     """Class folders of smooth pictures."""
     rng = np.random.default_rng(0)
@@ -77,8 +108,15 @@ def write_images(folder: Path, per_class: int = 4, side: int = 8, classes: tuple
 
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
-    """The functions above: `tiny.tokenizer`, `tiny.var`, `tiny.images`, `tiny.scattered`."""
-    return SimpleNamespace(tokenizer=build_tokenizer, var=build_var, images=write_images, scattered=scattered)
+    """The functions above, such as `tiny.tokenizer`, `tiny.var` and `tiny.images`."""
+    return SimpleNamespace(
+        tokenizer=build_tokenizer,
+        var=build_var,
+        flex_tokenizer=build_flex_tokenizer,
+        flexvar=build_flexvar,
+        images=write_images,
+        scattered=scattered,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def test_class_and_no_class(var: VAR, image: Tensor) -> None:
 
 
 def test_errors(var: VAR, image: Tensor, tiny: SimpleNamespace) -> None:
-    with pytest.raises(ValueError, match=r"the image is \(3, 6, 8\), this model edits"):
+    with pytest.raises(ValueError, match=r"the image is \(3, 6, 8\), the scales"):
         edit(var, image[:, :6], torch.zeros(4, 4))
     with pytest.raises(ValueError, match=r"the mask is \(8, 8\), expected the finest grid, \(4, 4\)"):
         edit(var, image, torch.zeros(8, 8))
