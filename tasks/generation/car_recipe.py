@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,14 +89,9 @@ class CARRecipe(ClassRecipe):
         base, (classes, names) = load(self.base).float(), self.known_classes(dataset)
         if not hasattr(base, "place"):
             raise ValueError(f"{self.base} is a {type(base).__name__}; CAR controls a VAR")
-        known = base.config.class_names
         if classes > base.config.classes:
             raise ValueError(f"the data has {classes} classes, {self.base} knows {base.config.classes}")
-        if names is not None and known is not None and names != known[: len(names)]:
-            raise ValueError(
-                f"the data has the classes {', '.join(names[:5])} …, {self.base} knows {', '.join(known[:5])} …: "
-                "numbers would stand for other classes"
-            )
+        check_places(names or (), base.config.class_names or ())
         steps = (base.tokenizer.stride - 1).bit_length() + 1
         widths = tuple(self.widths) if self.widths else CARConfig(base.config).widths[-steps:]
         config = CARConfig(base.config, widths, self.control, self.label_drop, self.guidance)
@@ -123,3 +119,22 @@ class CARRecipe(ClassRecipe):
             ("without control", model.generate(labels, seed=[0] * count)),
         ]
         return Examples([(name, list(part)) for name, part in rows], [class_name(model, label) for label in labels])
+
+
+def check_places(names: Sequence[str], known: Sequence[str]) -> None:
+    """Whether classes have the numbers that a model knows them by; names that it does not know may stand for any.
+
+    Raises:
+        ValueError: a name has another number.
+    """
+    places: dict[str, set[int]] = {}
+    for number, synonyms in enumerate(known):
+        for name in synonyms.split(","):
+            places.setdefault(name.strip().casefold(), set()).add(number)
+    for number, name in enumerate(names):
+        found = places.get(name.casefold(), {number})
+        if number not in found:
+            raise ValueError(
+                f"class {number} of the data is {name}, which the base knows as class {min(found)}: give the data the "
+                "base's classes, all of them and in its order"
+            )

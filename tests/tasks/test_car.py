@@ -17,7 +17,7 @@ from nextscale.core.sampling import Accepted
 from nextscale.core.training import TrainingConfig
 from nextscale.tasks.data import ImageData
 from nextscale.tasks.generation.car import CAR, CARConfig, is_official
-from nextscale.tasks.generation.car_recipe import CARRecipe
+from nextscale.tasks.generation.car_recipe import CARRecipe, check_places
 from nextscale.tasks.generation.car_training import CARTraining, initialize, pass_base_through
 from nextscale.tasks.generation.controls import Extraction, extract_batch
 from nextscale.tasks.generation.var import VAR
@@ -248,7 +248,8 @@ def test_recipes_are_checked(tiny: SimpleNamespace, tmp_path: Path) -> None:
     recipe = CARRecipe(data=data, base="base", training=TrainingConfig(output=str(tmp_path / "run"), batch_size=4))
     with pytest.raises(ValueError, match="the data has 2 classes, base knows 1"):
         recipe.trainer(lambda source: tiny.var(classes=1))
-    with pytest.raises(ValueError, match="numbers would stand for other classes"):
+    with pytest.raises(ValueError, match="class 0 of the data is cat, which the base knows as class 1"):
         recipe.trainer(lambda source: tiny.var(classes=2, class_names=("dog", "cat")))
+    check_places(("n01440764", "n01443537"), ("tench, Tinca tinca", "goldfish"))
     with pytest.raises(ValueError, match="CAR controls a VAR"):
         recipe.trainer(lambda source: tiny.tokenizer())
