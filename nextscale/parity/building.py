@@ -8,13 +8,16 @@ that contradict the weights fail.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.core import transformer
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
@@ -133,3 +136,26 @@ def in_official_names(model: ResidualVQ | VAR, values: Mapping[str, Tensor | Non
 def norms(tensors: Mapping[str, Tensor], names: list[str]) -> np.ndarray:
     """2-norms in the order of ``names``; in float64, since single precision loses digits over millions of numbers."""
     return np.array([float(tensors[name].double().norm()) for name in names])
+
+
+@contextmanager
+def given_drop_path(keep: Tensor) -> Iterator[None]:
+    """Stochastic depth by rows of 0 and 1, (draws, batch), in the order in which branches ask for them.
+
+    Raises:
+        ReplayError: too many or too few rows.
+    """
+    rows = iter(keep)
+
+    def drop(x: Tensor, probability: float, training: bool) -> Tensor:
+        if not training or probability == 0:
+            return x
+        row = next(rows, None)
+        if row is None:
+            raise ReplayError(f"the case has {len(keep)} draws of stochastic depth, more are asked for")
+        return x * row.view(-1, *(1,) * (x.ndim - 1)) / (1 - probability)
+
+    with patch.object(transformer, "drop_path", drop):
+        yield
+    if next(rows, None) is not None:
+        raise ReplayError(f"not all of the {len(keep)} draws of stochastic depth were asked for")

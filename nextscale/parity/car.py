@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.core import transformer
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.optim import parameter_groups
 from nextscale.core.random import BatchDraws
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.parity.building import KERNELS, build_tokenizer, model_config, norms
+from nextscale.parity.building import KERNELS, build_tokenizer, given_drop_path, model_config, norms
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
 from nextscale.tasks.generation.car import CAR
@@ -156,29 +153,6 @@ def in_official_names(model: CAR, values: Mapping[str, Tensor]) -> dict[str, Ten
     finally:
         for name, p in names.items():
             p.data = kept[name]
-
-
-@contextmanager
-def given_drop_path(keep: Tensor) -> Iterator[None]:
-    """Stochastic depth by rows of 0 and 1, (draws, batch), in the order in which branches ask for them.
-
-    Raises:
-        ReplayError: too many or too few rows.
-    """
-    rows = iter(keep)
-
-    def drop(x: Tensor, probability: float, training: bool) -> Tensor:
-        if not training or probability == 0:
-            return x
-        row = next(rows, None)
-        if row is None:
-            raise ReplayError(f"the case has {len(keep)} draws of stochastic depth, more are asked for")
-        return x * row.view(-1, *(1,) * (x.ndim - 1)) / (1 - probability)
-
-    with patch.object(transformer, "drop_path", drop):
-        yield
-    if next(rows, None) is not None:
-        raise ReplayError(f"not all of the {len(keep)} draws of stochastic depth were asked for")
 
 
 @operations

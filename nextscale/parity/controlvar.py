@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.core import transformer as transformer_module
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.optim import parameter_groups
 from nextscale.core.random import BatchDraws
 from nextscale.core.sampling import ScaleStep
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
-from nextscale.parity.building import EVALUATION, KERNELS, build_tokenizer, in_official_names, norms
+from nextscale.parity.building import EVALUATION, KERNELS, build_tokenizer, given_drop_path, in_official_names, norms
+from nextscale.parity.car import tokenize
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
 from nextscale.tasks.generation.control_masks import color_masks, palette
@@ -35,23 +33,7 @@ COSINE_DEPTH = 30
 """The official constructor overrides its own argument: unit queries and keys at this depth, and at no other."""
 
 
-@operations
-def tokenize(case: Case) -> Mapping[str, Any]:
-    """Image -> tokens -> image, and what enters the transformer."""
-    tokenizer = build_tokenizer(case)
-    schedule, quantizer = tokenizer.config.schedule, tokenizer.quantizer
-    with torch.inference_mode():
-        latents = tokenizer.features(case.tensor("images"))
-        tokens, f_hats = quantizer.encode(latents, schedule)
-        unclamped = tokenizer.decoder(tokenizer.post_quant_conv(f_hats[-1]))
-        return {
-            "latents": latents,
-            "tokens": torch.cat(tokens, dim=1),
-            "f_hats": torch.stack(f_hats),
-            "var_input": quantizer.teacher_inputs(torch.cat(tokens, dim=1), schedule),
-            "recon": tokenizer.decode_features(f_hats[-1]),
-            "recon_unclamped": unclamped,
-        }
+operations(tokenize)
 
 
 def build_model(case: Case, training: bool = False) -> ControlVAR:
@@ -147,7 +129,7 @@ def train_step(case: Case) -> Mapping[str, Any]:
     model, names = build_model(case, training=True), case.options["grad_names"]
     found, inputs, control_first = _teacher(case, model)
     weights = case.tensor("token_weights")
-    with _given_paths(case.tensor("path_keep")):
+    with given_drop_path(case.tensor("path_keep")):
         logits = _logits(model, found, inputs, control_first)
     loss, each = pair_loss(logits, found["tokens"], weights if case.options.get("use_token_weights", False) else None)
     loss.backward()
@@ -163,22 +145,6 @@ def train_step(case: Case) -> Mapping[str, Any]:
         "total_norm": math.sqrt(float(np.square(gradients).sum())),
         "decayed": [int(exported[name].any()) for name in names],
     }
-
-
-@contextmanager
-def _given_paths(rows: Tensor) -> Iterator[None]:
-    """Stochastic depth takes these rows, (draws, batch), one after the other."""
-    remaining = iter(rows)
-
-    def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
-        if not training or probability == 0:
-            return x
-        return x * next(remaining)[:, None, None] / (1 - probability)
-
-    with mock.patch.object(transformer_module, "drop_path", drop_path):
-        yield
-    if next(remaining, None) is not None:
-        raise ReplayError("the case draws more rows of stochastic depth than there are branches")
 
 
 @operations

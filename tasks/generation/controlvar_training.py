@@ -130,7 +130,7 @@ def from_var(base: VAR, *, repeat_positions: bool = False, **changes: Any) -> Co
     """A ControlVAR that starts from a trained VAR.
 
     Both halves of a scale take the base's positions of that scale, and its start. A type starts as "no class" does,
-    with a little noise; so the first outputs are the base's for either half.
+    with a little noise.
 
     Args:
         repeat_positions: as the official script does: all positions of the base one after the other twice, although the

@@ -4,6 +4,7 @@ A document runs in a folder of its own, in which every file of :data:`MAKERS` th
 """
 
 import io
+import json
 import shutil
 import tarfile
 import warnings
@@ -22,6 +23,8 @@ from nextscale.core.checkpoint import save_folder
 from nextscale.core.transformer import TransformerConfig
 from nextscale.evaluation.lpips import CONVOLUTIONS, WIDTHS
 from nextscale.systems import SYSTEMS
+from nextscale.tasks.generation.controls import Extraction
+from nextscale.tasks.generation.controlvar_training import from_var
 from nextscale.tasks.generation.var import VAR, VARConfig
 from nextscale.tasks.generation.var_training import initialize
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
@@ -155,6 +158,17 @@ def recipes(folder: Path) -> None:
     folder.symlink_to(ROOT / "nextscale" / "recipes")
 
 
+def pairs(folder: Path) -> None:
+    """A finished run of controlvar-cifar10, at its beginning."""
+    model = nextscale.load("var-cifar10")
+    from_var(model, control_types=("canny",), extractions=(Extraction("canny", 200, 400),)).save(folder / "model")
+
+
+def annotations(path: Path) -> None:
+    runs = {"size": [64, 64], "counts": [1000, 2000, 1096]}
+    path.write_text(json.dumps([{"segmentation": runs, "area": 2000}]))
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "photos": photographs,
     "photos-test": lambda folder: photographs(folder, 1),
@@ -172,6 +186,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "cifar10_classifier.pt": classifier,
     "goldens": goldens,
     "nextscale/recipes": recipes,
+    "runs/controlvar-cifar10": pairs,
+    "masks.json": annotations,
 }
 """What a document may name, and what makes it."""
 
