@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,9 @@ IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 PARQUET_IMAGES = ("image", "img", *IMAGE_KEYS)
 LABEL_KEYS = ("label", "cls")
 NO_LABEL = ""
+
+Side = tuple[tuple[str, ...], Callable[[str, bytes], str]]
+"""Files that are read beside images, by extension, and how: the text in such a file, empty where it has none."""
 
 _REMEDY = "Fetch or write it again, or leave it out."
 
@@ -118,12 +121,25 @@ def _compressed(path: Path, memory: Memory) -> Index:
         raise
 
 
-def _samples(path: Path, file: Stream, total: int | None) -> Iterator[tuple[str, str, int, int, bytes]]:
+def captions_in(path: Path, side: Side) -> list[str]:
+    """The text of each sample of a tar shard, in the order of `open_shards`; empty where it has none."""
+    if path.name.endswith(".tar"):
+        with path.open("rb") as plain:
+            return [text for _, text, *_ in _samples(path, plain, path.stat().st_size, side)]
+    with gzip.open(path, "rb") as packed:
+        return [text for _, text, *_ in _samples(path, packed, None, side)]
+
+
+def _samples(
+    path: Path, file: Stream, total: int | None, side: Side | None = None
+) -> Iterator[tuple[str, str, int, int, bytes]]:
     """(name, label, offset, size, image bytes unless `total` is known) of each sample of a tar stream.
 
     The files of a sample follow each other and share their name up to the first dot (the webdataset
     convention). Labels that stand apart from their images are refused: they would be lost without a word.
+    `side`: what is read beside the images instead of labels.
     """
+    extensions, read = side or (("cls", "json"), _label)
     key: str | None = None
     image: tuple[int, int, bytes] | None = None
     label = NO_LABEL
@@ -150,8 +166,8 @@ def _samples(path: Path, file: Stream, total: int | None) -> Iterator[tuple[str,
                 if image is not None:
                     raise DatasetError(f"{path}: sample {_safe(key)} has two images; leave one of them out")
                 image = (member.offset, member.size, b"" if total is not None else _read(file, member))
-            elif extension in ("cls", "json"):
-                label = _label(extension, _read(file, member)) or label
+            elif extension in extensions:
+                label = read(extension, _read(file, member)) or label
         if key is not None and image is not None:
             yield _safe(key), label, *image
         elif key is not None and label != NO_LABEL:

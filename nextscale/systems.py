@@ -174,6 +174,13 @@ RECIPES: dict[str, Recipe] = {
         "nextscale.tasks.tokenizers.flex_training:FlexTokenizerRecipe",
         "images <-> token maps of any size, for FlexVAR",
     ),
+    "bitwise-tokenizer": Recipe(
+        "nextscale.tasks.tokenizers.bitwise_training:BitwiseTokenizerRecipe",
+        "images <-> pyramids of bits, for Infinity",
+    ),
+    "infinity": Recipe(
+        "nextscale.tasks.generation.infinity_recipe:InfinityRecipe", "text to image, over pyramids of bits"
+    ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
     "flexvar": Recipe(
         "nextscale.tasks.generation.flexvar_recipe:FlexVARRecipe",

@@ -385,11 +385,11 @@ def train_step(case: Case) -> Mapping[str, Any]:
 
 def gradient_norms(model: Infinity, gradients: Mapping[str, Tensor | None], names: Sequence[str]) -> np.ndarray:
     """2-norms under official names, 0 where no gradient reaches."""
-    values = {
-        name: torch.zeros_like(parameter) if gradients.get(name) is None else gradients[name]
-        for name, parameter in model.named_parameters()
-        if not name.startswith("tokenizer.")
-    }
+    values: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not name.startswith("tokenizer."):
+            gradient = gradients.get(name)
+            values[name] = torch.zeros_like(parameter) if gradient is None else gradient
     transformer = model.config.transformer
     official = to_layout(values, transformer.depth, transformer.chunks)
     return np.array([float(official[name].double().norm()) for name in names])

@@ -49,6 +49,7 @@ class Infinity(TextToImage):
 
     config: InfinityConfig
     tokenizer: BitwiseVQ
+    no_decay = ("null_text", "pool.query")  # of the weights, beside those of every transformer
 
     def __init__(self, config: InfinityConfig, tokenizer: BitwiseVQ) -> None:
         super().__init__(config.text)

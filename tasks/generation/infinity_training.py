@@ -7,7 +7,7 @@ Han et al. 2024 (arXiv 2412.04431, section 3.4); official code FoundationVision/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from nextscale.core.bitwise import bit_cross_entropy, margins
 from nextscale.core.cross_attention import Packed
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.core.training import Batch, Metrics, TrainingTask
+from nextscale.core.training import Batch, Metrics
 from nextscale.tasks.generation.infinity import SYSTEM, Infinity
 from nextscale.tasks.generation.infinity_transformer import InfinityBlock
 from nextscale.tasks.generation.text import TextFeatures
+from nextscale.tasks.generation.text_recipe import TextTraining
 from nextscale.tasks.tokenizers.bitwise_schedules import reference_grid
 
 
@@ -145,7 +146,7 @@ class TeacherForced:
     inputs: Float[Tensor, "batch rest bits"]
 
 
-class InfinityTraining(TrainingTask):
+class InfinityTraining(TextTraining):
     """Trains an :class:`Infinity`.
 
     A batch holds ``image`` (batch, 3, height, width) in [-1, 1], all of one size; ``text``: the texts of the images, or
@@ -209,7 +210,7 @@ class InfinityTraining(TrainingTask):
         return given or reference_grid(schedule)
 
     @torch.no_grad()
-    def evaluate(self, batch: Mapping[str, Any]) -> Metrics:
+    def evaluate(self, batch: Batch) -> Metrics:
         """Loss and accuracy on a batch in which no text is dropped; bits are turned over as in training."""
         uniform = torch.ones(len(batch["image"]), device=self.model.device)
         loss, metrics = self.loss(self.name, self.model, {**batch, "uniform": uniform}, 0)

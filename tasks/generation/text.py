@@ -6,7 +6,8 @@ import gc
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from nextscale.core.checkpoint import CheckpointError, read_tensors, write_atomi
 from nextscale.core.cross_attention import Packed
 
 _log = logging.getLogger(__name__)
+RECENT = 64 * 2**20
+"""Bytes of features of the latest texts that are kept in memory."""
 _SAMPLE = 2**20
 """Bytes at both ends of a file of weights that its fingerprint is taken of."""
 
@@ -102,6 +105,8 @@ class TextEncoder:
         self._model: Any = None
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
+        self._recent: dict[str, TextFeatures] = {}
+        self._recent_bytes = 0
 
     @property
     def width(self) -> int:
@@ -127,15 +132,15 @@ class TextEncoder:
         cleaned = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         found: dict[str, TextFeatures] = {}
         for text in dict.fromkeys(cleaned):
-            kept = self._read(text)
+            kept = self._recent.get(text) or self._read(text)
             if kept is not None:
-                found[text] = kept
+                found[text] = self._keep(text, kept)
         missing = [text for text in dict.fromkeys(cleaned) if text not in found]
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
             features = self._compute(part)
             for index, text in enumerate(part):
-                found[text] = features.select([index])
+                found[text] = self._keep(text, features.select([index]))
                 self._write(text, found[text])
         return TextFeatures.join([found[text] for text in cleaned])
 
@@ -169,7 +174,9 @@ class TextEncoder:
             row[: len(found)] = torch.tensor(found, dtype=row.dtype)
         mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
         device = self.device
-        output = model(input_ids=ids.to(device), attention_mask=mask.long().to(device))
+        # In the encoder's own precision, also in the middle of training in another.
+        with torch.autocast(device.type, enabled=False):
+            output = model(input_ids=ids.to(device), attention_mask=mask.long().to(device))
         self.encoded += len(texts)
         states = output.last_hidden_state.float().cpu()
         kept = [longest] * len(texts) if self.config.padded else lengths
@@ -187,7 +194,7 @@ class TextEncoder:
             )
             model_class: Any = {"t5": T5EncoderModel, "clip": CLIPTextModel, None: AutoModel}[kind]
             given = {} if self.bits is None else {"quantization_config": quantization(self.bits, self.device)}
-            with _explained(self.source):
+            with _explained(self.source), quiet():
                 self._tokenizer = AutoTokenizer.from_pretrained(self.source)
                 model = model_class.from_pretrained(self.source, dtype=self.dtype, **given)
             self._model = model.eval() if self.bits is not None else model.eval().to(self.device)
@@ -202,6 +209,16 @@ class TextEncoder:
         return getattr(config, "text_config", None) or config
 
     # --- the cache ---------------------------------------------------------------------------------------
+
+    def _keep(self, text: str, features: TextFeatures) -> TextFeatures:
+        """Keep the features of the latest texts in memory: captions of few classes come again and again."""
+        known = self._recent.pop(text, None)
+        self._recent_bytes += 0 if known is not None else features.states.values.nbytes
+        self._recent[text] = features
+        while self._recent_bytes > RECENT and len(self._recent) > 1:
+            oldest = self._recent.pop(next(iter(self._recent)))
+            self._recent_bytes -= oldest.states.values.nbytes
+        return features
 
     def fingerprint(self) -> str:
         """A short digest of what decides features: those of another encoder are not mixed in."""
@@ -252,6 +269,20 @@ class TextEncoder:
         # What half precision computed, half precision holds.
         stored = {name: value.to(self.dtype).clone() for name, value in tensors.items()}
         write_atomically(place, lambda path: save_file(stored, path))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, which show for files of any size."""
+    from transformers.utils import logging as shown
+
+    was = shown.is_progress_bar_enabled()
+    shown.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            shown.enable_progress_bar()
 
 
 class _explained:

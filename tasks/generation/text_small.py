@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from nextscale.tasks.generation.text import quiet
+
 MARKS = ("<pad>", "</s>", "<unk>")
 """Filler, end of a text, and words that were not met."""
 
@@ -88,5 +90,6 @@ def make_encoder(
         tokenizer_object=tokenizer, pad_token=pad, eos_token=end, unk_token=unknown, model_max_length=max_length
     )
     fast.save_pretrained(folder)
-    model.save_pretrained(folder, safe_serialization=True)
+    with quiet():
+        model.save_pretrained(folder, safe_serialization=True)
     return folder

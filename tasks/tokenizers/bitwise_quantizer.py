@@ -211,11 +211,18 @@ class BitwiseQuantizer(nn.Module):
 
     # --- training ----------------------------------------------------------------------------------------
 
-    def forward(self, features: Tensor, schedule: ScaleSchedule) -> QuantizerOutput:
+    def forward(
+        self, features: Tensor, schedule: ScaleSchedule, early: int | None = None
+    ) -> tuple[QuantizerOutput, Tensor | None]:
         """The training pass: straight-through at every scale, with commitment and entropy terms, mean over scales.
 
-        The output's tokens are numbers 2 k + v for bit k of value v, for counting.
+        Args:
+            early: give the sum after so many scales too.
+
+        Returns:
+            The output, whose tokens are numbers 2 k + v for bit k of value v, for counting; and the early sum.
         """
+        early_total: Tensor | None = None
         with torch.autocast(features.device.type, enabled=False):
             rest = features.float()
             total, loss = torch.zeros_like(rest), rest.new_zeros(())
@@ -230,16 +237,16 @@ class BitwiseQuantizer(nn.Module):
                 values = self.to_tokens(bits).long()
                 tokens.append((values + 2 * torch.arange(values.shape[-1], device=values.device)).flatten(1))
                 rests.append(cells.detach().movedim(1, -1).flatten(0, 2))
-        return QuantizerOutput(total, loss / len(schedule), tokens, rests)
+                if early == index + 1:
+                    early_total = total
+        return QuantizerOutput(total, loss / len(schedule), tokens, rests), early_total
 
     def _entropy(self, cells: Float[Tensor, "batch bits height width"]) -> Float[Tensor, ""]:
         """Bits are independent under the soft assignment, so the entropy of a code is the sum of theirs."""
-        ones = (4 * self.config.sharpness / math.sqrt(self.config.bits) * cells).sigmoid()
-        undecided = _binary_entropy(ones).sum(1).mean()
-        even = _binary_entropy(ones.mean((0, 2, 3))).sum()
+        scores = 4 * self.config.sharpness / math.sqrt(self.config.bits) * cells
+        # By the scores, as the probabilities of decided bits are 0 or 1 in float32 and have no logarithm.
+        size = scores.abs()
+        undecided = (F.softplus(-size) + size * (-size).sigmoid()).sum(1).mean()
+        ones = scores.sigmoid().mean((0, 2, 3)).clamp(1e-6, 1 - 1e-6)
+        even = -(ones * ones.log() + (1 - ones) * (1 - ones).log()).sum()
         return self.config.entropy * (undecided - self.config.diversity * even)
-
-
-def _binary_entropy(ones: Tensor) -> Tensor:
-    """In nats, of a bit that is 1 with these probabilities."""
-    return -(torch.xlogy(ones, ones) + torch.xlogy(1 - ones, 1 - ones))

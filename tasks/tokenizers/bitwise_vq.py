@@ -60,6 +60,16 @@ class BitwiseVQConfig:
         return self.autoencoder.stride if self.halvings is None else int(2**self.halvings)
 
 
+@dataclass
+class BitwiseOutput(TokenizerOutput):
+    """Attributes:
+
+    early: what the first few scales look like, where it was asked for.
+    """
+
+    early: Float[Tensor, "batch channels height width"] | None = None
+
+
 class BitwiseVQ(ImageTokenizer):
     """Image in [-1, 1] <-> pyramid of bits; tokens are bool, (batch, length, bits of a token)."""
 
@@ -114,11 +124,20 @@ class BitwiseVQ(ImageTokenizer):
         return super().encode(images, schedule or self.schedule_for(*images.shape[-2:]))
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], schedule: ScaleSchedule | None = None
-    ) -> TokenizerOutput:
-        """The training pass, with the straight-through estimator through the quantiser."""
-        quantized = self.quantizer(self.features(images), schedule or self.config.schedule)
-        return TokenizerOutput(self.decoder(quantized.features), quantized)
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        schedule: ScaleSchedule | None = None,
+        early: int | None = None,
+    ) -> BitwiseOutput:
+        """The training pass, with the straight-through estimator through the quantiser.
+
+        Args:
+            early: decode the first so many scales too.
+        """
+        quantized, total = self.quantizer(self.features(images), schedule or self.config.schedule, early)
+        return BitwiseOutput(
+            self.decoder(quantized.features), quantized, None if total is None else self.decoder(total)
+        )
 
     def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Any]]:
         """Squared error plus the quantiser's terms for ``batch["image"]`` in [-1, 1], and what to log.

@@ -1,0 +1,138 @@
+"""Images with texts: side files, webdataset shards, or captions made of classes and colours."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .errors import DatasetError, listed
+from .images import ImageDataset, Key
+from .shards import Side, captions_in
+from .sources import find
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FIELDS = ("caption", "text", "prompt", "long_caption")
+"""Entries of a JSON side file in which a text is looked for, in this order."""
+
+COLOURS = {
+    "black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128), "red": (200, 30, 40),
+    "orange": (235, 130, 40), "yellow": (235, 215, 60), "green": (60, 140, 60), "blue": (50, 90, 190),
+    "purple": (120, 60, 150), "pink": (235, 150, 180), "brown": (110, 70, 40), "light blue": (150, 190, 235),
+}  # fmt: skip
+"""Colours that captions name, as RGB."""
+
+
+class CaptionError(DatasetError):
+    """Images without the texts that were asked for."""
+
+
+def open_captions(
+    source: str | Sequence[str],
+    images: ImageDataset,
+    *,
+    captions: Literal["files", "classes"] = "files",
+    field: str | None = None,
+    template: str = "a photo of a {class}",
+    class_names: Sequence[str] | None = None,
+) -> "CaptionedImages":
+    """Put texts beside the images of a dataset that was opened from the same source.
+
+    `captions` "files": a sample's text is NAME.txt, or an entry of NAME.json (`field`, else the first of `FIELDS`),
+    beside the image in a folder or with it in webdataset shards. "classes": the text is `template`, with the image's
+    class in place of {class} and the colour that most of its pixels are nearest to in place of {colour}; names are the
+    data's own or `class_names`.
+
+    Raises CaptionError where samples have no text, or classes no names.
+    """
+    if captions == "classes":
+        names = tuple(class_names or images.classes or ())
+        if "{class}" in template and (images.labels is None or len(names) < images.num_classes):
+            raise CaptionError(
+                f"captions name classes, and the data has {images.num_classes} classes with {len(names)} names: "
+                "give class_names, one for each"
+            )
+        return CaptionedImages(images, None, template, names)
+    found = find(source, labels=False)
+    fields = FIELDS if field is None else (field,)
+    if found.kind == "image":
+        texts = [_beside(found.root / name, fields) for name in found.files]
+    elif found.kind == "tar":
+        side: Side = ("txt", "json"), lambda extension, data: _text(extension, data, fields)
+        texts = [text for path in found.files for text in captions_in(Path(path), side)]
+    else:
+        raise CaptionError("texts of parquet files are not read: write webdataset shards or a folder of images")
+    if len(texts) != len(images):
+        raise CaptionError(f"{len(texts)} texts were found for {len(images)} images")
+    if without := [images.name(index) for index, text in enumerate(texts) if not text]:
+        raise CaptionError(
+            f"{len(without)} of {len(texts)} images have no text: {listed(without)}. Put NAME.txt, or NAME.json with "
+            f"one of {', '.join(fields)}, beside each"
+        )
+    return CaptionedImages(images, texts, "", ())
+
+
+class CaptionedImages:
+    """Map-style dataset of images with texts, made by `open_captions`; a batch has `text`, a list."""
+
+    def __init__(
+        self, images: ImageDataset, texts: list[str] | None, template: str, class_names: tuple[str, ...]
+    ) -> None:
+        self.images, self.size = images, images.size
+        self._texts, self._template, self._names = texts, template, class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def vocabulary(self) -> list[str]:
+        """Texts that hold every word that may come up."""
+        if self._texts is not None:
+            return self._texts
+        return [self._template.replace("{class}", " ".join(self._names)).replace("{colour}", " ".join(COLOURS))]
+
+    def fetch(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """A batch at once, as `ImageDataset.fetch` gives it."""
+        batch = self.images.fetch(keys)
+        if self._texts is not None:
+            texts = [self._texts[position] for position in batch["index"].tolist()]
+        else:
+            colours = colours_of(batch["image"]) if "{colour}" in self._template else [""] * len(keys)
+            names = [self._names[label] if self._names else "" for label in batch["label"].tolist()]
+            texts = [
+                self._template.replace("{class}", name).replace("{colour}", colour)
+                for name, colour in zip(names, colours, strict=True)
+            ]
+        return {**batch, "text": texts}
+
+
+def colours_of(images: "Tensor") -> list[str]:
+    """The colour in `COLOURS` that most pixels of each image, (batch, 3, height, width) in [-1, 1], are nearest to."""
+    pixels = (images.flatten(2).numpy() + 1) * 127.5
+    palette = np.array(list(COLOURS.values()), np.float32)
+    distances = ((pixels[:, None] - palette[None, :, :, None]) ** 2).sum(2)
+    nearest = distances.argmin(1)
+    names = list(COLOURS)
+    return [names[np.bincount(row, minlength=len(names)).argmax()] for row in nearest]
+
+
+def _beside(image: Path, fields: tuple[str, ...]) -> str:
+    for extension in ("txt", "json"):
+        place = image.with_suffix(f".{extension}")
+        if place.is_file() and (text := _text(extension, place.read_bytes(), fields)):
+            return text
+    return ""
+
+
+def _text(extension: str, data: bytes, fields: tuple[str, ...]) -> str:
+    """The text in a side file; empty where there is none."""
+    if extension == "txt":
+        return data.decode("utf-8", "replace").strip()
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    found = next((entries[name] for name in fields if name in entries), "") if isinstance(entries, dict) else ""
+    return found.strip() if isinstance(found, str) else ""

@@ -1,0 +1,162 @@
+"""What the training recipes of text-to-image generators share: images with texts, the text encoder, sample pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nextscale.core.optim import Schedule
+from nextscale.core.training import Batch, Hooks, Metrics, Trainer, TrainingConfig, TrainingTask
+from nextscale.datasets.captions import CaptionedImages, open_captions
+from nextscale.tasks.data import Examples, ImageData, Load, trainer
+from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig
+from nextscale.tasks.generation.text_small import make_encoder
+from nextscale.tasks.generation.text_to_image import TextToImage
+
+SHOWN = 8
+"""Texts on a run's sample sheet, at most; two pictures each."""
+
+
+@dataclass(frozen=True)
+class CaptionData(ImageData):
+    """Images with texts.
+
+    Attributes:
+        captions: ``"files"``: texts beside the images (.txt, .json), in folders or webdataset shards; ``"classes"``:
+            made of each image's class and colour.
+        field: entry of .json files; None: caption, text, prompt or long_caption, whichever is there.
+        template: of texts made of classes, with {class} and {colour}.
+        class_names: where the data does not name its classes.
+    """
+
+    captions: Literal["files", "classes"] = "files"
+    field: str | None = None
+    template: str = "a {colour} {class}"
+    class_names: list[str] | None = None
+
+    def open_texts(self, seed: int) -> CaptionedImages:
+        """The training set."""
+        return self._captioned(self.source, self.open_training(seed, labels=self.captions == "classes"))
+
+    def open_validation_texts(self) -> CaptionedImages | None:
+        """The held-out set, if there is one."""
+        images = self.open_validation(labels=self.captions == "classes")
+        return None if images is None or self.validation is None else self._captioned(self.validation, images)
+
+    def _captioned(self, source: str, images: Any) -> CaptionedImages:
+        return open_captions(
+            source,
+            images,
+            captions=self.captions,
+            field=self.field,
+            template=self.template,
+            class_names=self.class_names,
+        )
+
+
+class TextTraining(TrainingTask):
+    """Trains a :class:`nextscale.tasks.generation.text_to_image.TextToImage`."""
+
+    model: Any
+
+    def evaluate(self, batch: Batch) -> Metrics:
+        """Loss and accuracy on a batch in which no text is dropped."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """Train on images with texts.
+
+    Attributes:
+        tokenizer: folder or official file.
+        text_encoder: folder or hub name; None: one of a few thousand weights that knows the captions' words, made in
+            the run's folder and saved with the model.
+        text_width, text_seed: channels of an encoder made here, and what its weights are drawn from.
+        text_length: tokens a text is cut to.
+        text_bits: 8 or 4: load the encoder with weights of so many bits.
+        text_cache: folder to keep the features of texts in.
+        text_drop: share of texts replaced by no text.
+        guidance, temperature: the finished model samples with where none are asked for.
+    """
+
+    tokenizer: str
+    data: CaptionData
+    text_encoder: str | None = None
+    text_width: int = 64
+    text_seed: int = 0
+    text_length: int = 64
+    text_bits: Literal[8, 4] | None = None
+    text_cache: str | None = None
+    text_drop: float = 0.1
+    guidance: float = 3.0
+    temperature: float = 1.0
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(output="runs/text-to-image"))
+
+    # --- what a system says ------------------------------------------------------------------------------
+
+    def build(self, encoder: TextEncoder, load: Load) -> TextToImage:
+        """The model to train."""
+        raise NotImplementedError
+
+    def task(self, model: Any, plan: Schedule) -> TextTraining:
+        """How it is trained."""
+        raise NotImplementedError
+
+    # --- the run -----------------------------------------------------------------------------------------
+
+    def encoder(self, dataset: CaptionedImages) -> TextEncoder:
+        """The text encoder, made here where none is named."""
+        name = self.text_encoder
+        if name is None:
+            place = Path(self.training.output) / "text-encoder"
+            if not (place / "config.json").is_file():
+                make_encoder(
+                    place, dataset.vocabulary(), width=self.text_width, max_length=self.text_length, seed=self.text_seed
+                )
+            name = str(place)
+        config = TextEncoderConfig(name, max_length=self.text_length)
+        return TextEncoder(config, bits=self.text_bits, cache=self.text_cache)
+
+    def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
+        """The run, ready to start; validation is added to ``hooks`` where there are held-out images."""
+        torch.manual_seed(self.training.seed)
+        dataset, hooks = self.data.open_texts(self.training.seed), hooks or Hooks()
+        model = self.build(self.encoder(dataset), load)
+        task = self.task(model, self.training.plan(len(dataset) / self.training.batch_size))
+        held_out = self.data.open_validation_texts()
+        if held_out is not None and hooks.validate is None:
+            hooks.validate = lambda step: validate(task, held_out)
+        return trainer(self.training, task, dataset, hooks)
+
+    def examples(self, run: Trainer) -> Examples:
+        """Two pictures of each of a few texts of the data, from the same seeds each time."""
+        assert isinstance(run.task, TextTraining)
+        dataset = self.data.open_validation_texts() or self.data.open_texts(self.training.seed)
+        texts: list[str] = dataset.fetch(range(0, len(dataset), max(len(dataset) // SHOWN, 1)))["text"][:SHOWN]
+        model = run.task.model
+        rows = [(f"seed {seed}", list(model.generate(texts, seed=[seed] * len(texts)))) for seed in (0, 1)]
+        return Examples(rows, texts)
+
+    def finish(self, run: Trainer) -> Path:
+        """Write the trained (averaged) model; returns its folder."""
+        assert isinstance(run.task, TextTraining)
+        with run.averaged():
+            return Path(run.task.model.save(Path(self.training.output) / "model"))
+
+
+@torch.no_grad()
+def validate(task: TextTraining, dataset: CaptionedImages, samples: int = 5000, batch_size: int = 100) -> Metrics:
+    """Means of :meth:`TextTraining.evaluate` over held-out images."""
+    device = task.model.device
+    limit = min(samples, len(dataset))
+    totals: dict[str, float] = {}
+    for start in range(0, limit, batch_size):
+        batch = dataset.fetch(range(start, min(start + batch_size, limit)))
+        batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        for name, value in task.evaluate(batch).items():
+            totals[name] = totals.get(name, 0.0) + float(value) * len(batch["image"])
+    return {name: total / limit for name, total in totals.items()}
