@@ -27,6 +27,8 @@ from nextscale.core.transformer import Block, NextScaleTransformer, SelfAttentio
 from nextscale.tasks.generation.litevar_attention import AttentionPlan, Form, LiteAttention, Work
 from nextscale.tasks.generation.litevar_cache import LiteCache
 from nextscale.tasks.generation.litevar_packing import (
+    PackedLinear,
+    Packing,
     linears,
     pack_layers,
     restore_packed,
@@ -137,7 +139,12 @@ class LitePlan:
 # --- compressing --------------------------------------------------------------------------------------
 
 
-def compress(model: Model, plan: LitePlan, freed: Callable[[Tensor], None] | None = None) -> Model:
+def compress(
+    model: Model,
+    plan: LitePlan,
+    packing: Packing = PackedLinear.of,
+    freed: Callable[[Tensor], None] | None = None,
+) -> Model:
     """Make a trained model do as a plan says. The model itself is changed, and returned.
 
     Its linear layers are packed, its attention is computed within windows and once for all guidance branches, and its
@@ -145,13 +152,15 @@ def compress(model: Model, plan: LitePlan, freed: Callable[[Tensor], None] | Non
 
     Args:
         model: anything with one :class:`nextscale.core.transformer.NextScaleTransformer`.
+        packing: makes the layers of packed weights;
+            :func:`nextscale.tasks.generation.litevar_torchao.torchao_linear` has torchao make them.
         freed: called with every weight that is no longer needed.
 
     Raises:
         ValueError: the plan belongs to another model, or the model attends in a way of its own.
     """
     check(model, plan)
-    pack_layers(model, plan.config.precision, plan.config.activation_bits, freed)
+    pack_layers(model, plan.config.precision, plan.config.activation_bits, packing, freed)
     return _with_attention(model, plan)
 
 
@@ -315,7 +324,16 @@ class LiteModel(nn.Module):
         return LiteSession(session, cast(LiteTransformer, find_transformer(self)))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model with its packed weights, and its plan in the folder ``lite`` beside them."""
+        """Write the model with its packed weights, and its plan in the folder ``lite`` beside them.
+
+        Raises:
+            ValueError: its weights are packed by another library, whose layout is not for files.
+        """
+        packed = [name for name, bits in self.plan.config.precision.items() if bits != 16]
+        if any(not isinstance(self.get_submodule(name), PackedLinear) for name in packed):
+            raise ValueError(
+                "weights that torchao has packed are not written to files: save the plan, or compress without torchao"
+            )
         self.plan.save(Path(folder) / FOLDER)
         return Path(super().save(folder))  # type: ignore[misc]
 

@@ -1,6 +1,6 @@
 """Linear layers of packed weights: 8 or 4 bits each in memory and on disk, and nothing else kept beside them.
 
-8 bits: one step per output channel. 4 bits: two weights a byte, with a step and a lowest value for each group of inputs.
+8 bits: a step per output channel. 4 bits: two weights a byte, with a step and a lowest value for each group of inputs.
 Weights are restored layer by layer as they are needed, or, where activations take 8 bits too, multiplied as integers.
 """
 
@@ -135,6 +135,10 @@ def pack(weight: Float[Tensor, "outputs inputs"], bits: int, group: int = GROUP)
     return {"packed": levels[:, ::2] | (levels[:, 1::2] << 4), "packed_step": step, "packed_low": low}
 
 
+Packing = Callable[[nn.Linear, int, int], nn.Module]
+"""Layer, bits of its weights, bits of its inputs -> the layer that takes its place."""
+
+
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Every linear layer of a generator's network, by name; its tokenizer is left alone."""
     for name, module in model.named_modules():
@@ -152,6 +156,7 @@ def pack_layers(
     model: nn.Module,
     precision: Mapping[str, int],
     activation_bits: int = 16,
+    packing: Packing = PackedLinear.of,
     freed: Callable[[Tensor], None] | None = None,
 ) -> None:
     """Pack the linear layers that are named, each to its number of bits; 16 leaves one as it is.
@@ -159,6 +164,7 @@ def pack_layers(
     Each layer's own weights are given up before the next is packed.
 
     Args:
+        packing: makes the layer that takes another's place.
         freed: called with each of them.
 
     Raises:
@@ -171,7 +177,7 @@ def pack_layers(
     for name, bits in precision.items():
         if bits != 16:
             layer: Any = model.get_submodule(name)
-            replace(model, name, PackedLinear.of(layer, bits, activation_bits))
+            replace(model, name, packing(layer, bits, activation_bits))
             if freed is not None:
                 freed(layer.weight.detach())
 

@@ -1,0 +1,263 @@
+"""Compressed models: they draw as before, save what they say, and come back from their files."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import nextscale
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.generation.litevar import LiteConfig, LiteModel, LitePlan, compress, fingerprint, simulate
+from nextscale.tasks.generation.litevar_calibration import Calibration, calibrate, saved, scores_left
+from nextscale.tasks.generation.litevar_packing import linears
+from nextscale.tasks.generation.litevar_quantizers import PUBLISHED
+from nextscale.tasks.generation.litevar_recording import Recorder, draw_recorded
+from nextscale.tasks.generation.litevar_search import best_windows, computed_share, kept_attention, published_windows
+from nextscale.tasks.generation.litevar_windows import ALL
+from nextscale.tasks.generation.var import VAR
+
+SCHEDULE = ScaleSchedule.squares(1, 2, 4, 6)
+PLAIN = LiteConfig(SCHEDULE, cache_bits=16, share_from=None)
+
+
+@pytest.fixture
+def model(tiny: SimpleNamespace) -> VAR:
+    return tiny.var(tiny.tokenizer(schedule=SCHEDULE), width=32, heads=4)
+
+
+def narrow(heads: int = 4) -> torch.Tensor:
+    """Two windows for the late scales: one around the query's place, one beside it."""
+    bounds = torch.full((2, heads, 4, 4, 2), ALL, dtype=torch.int16)
+    bounds[:, :, 2, 2] = torch.tensor([3, 3], dtype=torch.int16)
+    bounds[:, ::2, 3, 2] = 0
+    bounds[:, :, 3, 3] = torch.tensor([-2, 9], dtype=torch.int16)
+    return bounds
+
+
+def copy(model: VAR, tiny: SimpleNamespace) -> VAR:
+    again = tiny.var(tiny.tokenizer(schedule=SCHEDULE), width=32, heads=4)
+    again.load_state_dict(model.state_dict())
+    return again
+
+
+def test_without_savings_nothing_changes(model: VAR, tiny: SimpleNamespace) -> None:
+    lite = compress(copy(model, tiny), LitePlan(PLAIN))
+    assert isinstance(lite, VAR) and isinstance(lite, LiteModel) and lite.attention_work.done == 0
+    for guidance in (0.0, 2.0):
+        assert torch.equal(
+            lite.generate([1, 3], 3, 5, guidance=guidance), model.generate([1, 3], 3, 5, guidance=guidance)
+        )
+    assert lite.attention_work.saved == 0 and lite.attention_work.done > 0
+    assert lite.state_dict().keys() == model.state_dict().keys()
+    assert lite.to_official().keys() == model.to_official().keys()
+
+
+@pytest.mark.parametrize("form", ["absent", "logits", "probabilities"])
+def test_scale_by_scale_is_all_at_once(form: str, model: VAR) -> None:
+    """Windows and packed weights are the same in both; shared attention belongs to drawing alone."""
+    precision = {name: 8 for name, _ in linears(model)}
+    compress(model, LitePlan(replace(PLAIN, form=form, precision=precision), narrow()))
+    labels = torch.tensor([1, 4])
+    with torch.inference_mode():
+        tokens = model.tokenizer.encode(torch.rand(2, 3, 12, 12) * 2 - 1)
+        inputs = model.tokenizer.quantizer.teacher_inputs(tokens, SCHEDULE)
+        expected = model(inputs, labels)
+        session = model.start(labels, SCHEDULE)
+        parts = [session.logits(session.step(0, None), slice(None))]
+        start = 0
+        for index in (1, 2, 3):
+            stop = start + SCHEDULE.lengths[index]
+            parts.append(session.logits(session.step(index, inputs[:, start:stop]), slice(None)))
+            start = stop
+        joined = model.start(labels, SCHEDULE)
+        rest = joined.logits(joined.step(3, inputs, first=0), slice(None))
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rest, expected, rtol=1e-4, atol=1e-4)
+    assert (0 < model.attention_work.saved < 1) == (form != "probabilities")
+
+
+def test_an_image_is_the_same_alone_and_in_any_batch(model: VAR) -> None:
+    compress(model, LitePlan(LiteConfig(SCHEDULE), narrow()))
+    together = model.generate([0, 1, 2], 3, 7, batch_size=3)
+    apart = model.generate([0, 1, 2], 3, 7, batch_size=2)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.generate(1, 1, 8)[0], together[1], rtol=1e-4, atol=1e-4)
+
+
+def test_shared_attention_is_the_first_branchs(model: VAR, tiny: SimpleNamespace) -> None:
+    """The conditional half is untouched, the other half changes; without guidance there is nothing to share."""
+    lite = compress(copy(model, tiny), LitePlan(replace(PLAIN, share_from=2)))
+    labels = torch.tensor([1, 3, 5, 5])
+    steps: list[list[torch.Tensor]] = [[], []]
+    with torch.inference_mode():
+        for each, out in zip((model, lite), steps, strict=True):
+            session = each.start(labels, SCHEDULE)
+            for index, length in enumerate(SCHEDULE.lengths):
+                torch.manual_seed(index)
+                out.append(session.step(index, torch.randn(2, length, 4) if index else None))
+    for index, (plain, shared) in enumerate(zip(*steps, strict=True)):
+        torch.testing.assert_close(shared[:2], plain[:2], rtol=1e-4, atol=1e-4)
+        assert torch.allclose(shared[2:], plain[2:], atol=1e-4) == (index < 2)
+    work = lite.attention_work
+    lengths, stops = SCHEDULE.lengths, [stop for _, stop in SCHEDULE.ranges]
+    late = sum(n * s for n, s in zip(lengths[2:], stops[2:], strict=True))
+    every = sum(n * s for n, s in zip(lengths, stops, strict=True))
+    assert work.saved == pytest.approx(late / every / 4)
+    assert torch.equal(lite.generate(2, 2, guidance=0.0), model.generate(2, 2, guidance=0.0))
+
+
+def test_cache_and_weights_take_fewer_bytes(model: VAR, tiny: SimpleNamespace) -> None:
+    precision = {name: 4 if "expand" in name else 8 for name, _ in linears(model) if "contract" not in name}
+    before = sum(p.nbytes for p in model.transformer.parameters())
+    lite = compress(copy(model, tiny), LitePlan(LiteConfig(SCHEDULE, precision)))
+    after = sum(t.nbytes for t in (*lite.transformer.parameters(), *lite.transformer.buffers()))
+    assert after < 0.55 * before
+    cache = lite.transformer.allocate_cache(4, SCHEDULE.length, torch.float32)
+    cache.images = 2
+    cache.write(0, torch.randn(4, 1, 4, 8), torch.randn(4, 1, 4, 8))
+    plain = model.transformer.allocate_cache(4, SCHEDULE.length, torch.float32)
+    # Three of four parts, of a byte a number and two a vector, where four bytes were a number.
+    assert cache.nbytes / plain.nbytes == pytest.approx(0.75 * (8 + 2) / (8 * 4))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_saved_model_comes_back_packed(bits: int, model: VAR, tmp_path: Path) -> None:
+    precision = {name: bits for name, _ in linears(model) if "contract" not in name}
+    plan = LitePlan(LiteConfig(SCHEDULE, precision, fingerprint=fingerprint(model)), narrow())
+    plain_size = (model.save(tmp_path / "plain") / "model.safetensors").stat().st_size
+    compress(model, plan)
+    images = model.generate([0, 3], 2, 3)
+    folder = model.save(tmp_path / "lite")
+    assert (folder / "model.safetensors").stat().st_size < plain_size
+    again = nextscale.load(folder)
+    assert isinstance(again, LiteModel) and torch.equal(again.generate([0, 3], 2, 3), images)
+    half = nextscale.load(folder, dtype="bfloat16")
+    assert {b.dtype for n, b in half.named_buffers() if "packed_" in n} == {torch.bfloat16}
+    assert half.generate([0, 3], 2, 3).shape == images.shape
+    (tmp_path / "lite" / "lite" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        nextscale.load(folder)
+    with pytest.raises(ValueError, match="packed weights have no place in the official layout"):
+        model.to_official()
+
+
+def test_plans_are_files_and_belong_to_a_model(model: VAR, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    plan = LitePlan(LiteConfig(SCHEDULE, {"head.linear": 4}, fingerprint=fingerprint(model)), narrow())
+    again = LitePlan.load(plan.save(tmp_path / "plan"))
+    assert again.config == plan.config and again.bounds is not None and torch.equal(again.bounds, narrow())
+    model.save(tmp_path / "model")
+    for source, dtype in ((tmp_path / "model", "float32"), (tmp_path / "model", "bfloat16")):
+        assert isinstance(nextscale.load(source, lite=tmp_path / "plan", dtype=dtype), LiteModel)
+    assert fingerprint(nextscale.load(tmp_path / "model", dtype="bfloat16")) == fingerprint(model)
+    with pytest.raises(ValueError, match="holds a saved 'var', expected the plan"):
+        LitePlan.load(tmp_path / "model")
+    other = tiny.var(tiny.tokenizer(schedule=SCHEDULE), width=32, heads=4, seed=1)
+    with pytest.raises(ValueError, match="the plan was made for another model"):
+        compress(other, plan)
+    with pytest.raises(ValueError, match="windows for 2 blocks of 2 heads, the model has 2 of 4"):
+        compress(other, LitePlan(LiteConfig(SCHEDULE), narrow(2)))
+    with pytest.raises(ValueError, match="compressed already"):
+        compress(compress(model, plan), plan)
+    with pytest.raises(ValueError, match="has 0 next-scale transformers"):
+        compress(model.tokenizer, plan)
+    windows = compress(other, LitePlan(replace(PLAIN, schedule=ScaleSchedule.squares(1, 2, 3)), None))
+    assert windows.generate(0).shape == (1, 3, 12, 12)
+
+
+def test_windows_of_other_scales_are_refused(model: VAR) -> None:
+    schedule = ScaleSchedule.squares(1, 2, 3, 6)
+    compress(model, LitePlan(replace(PLAIN, schedule=schedule), narrow()))
+    with pytest.raises(
+        ValueError, match="windows belong to the scales '1 2 3 6', none of which has the positions 5 to 21"
+    ):
+        model.generate(0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("cache_bits", 4, "cache_bits is 4"), ("form", "other", "form is 'other'"), ("precision", {"a": 3}, "a: 3 bits")],
+)
+def test_plans_that_mean_nothing(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LiteConfig(**{"schedule": SCHEDULE, field: value})  # type: ignore[arg-type]
+
+
+def test_published_simulation(model: VAR, tiny: SimpleNamespace) -> None:
+    images = model.generate([0, 1], 2)
+    for setting in PUBLISHED.values():
+        simulated = simulate(copy(model, tiny), setting, LitePlan(replace(PLAIN, share_from=0), narrow()))
+        kept = [name for name, _ in linears(simulated)]
+        assert len(kept) == (2 if setting.keep else 0)
+        assert simulated.generate([0, 1], 2).shape == images.shape
+    gentle = simulate(copy(model, tiny), replace(PUBLISHED[1], weight=16, activation=16, attention=16))
+    assert (gentle.generate([0, 1], 2) - images).abs().mean() < 0.02
+
+
+# --- calibration --------------------------------------------------------------------------------------
+
+
+def test_calibration_saves_what_is_asked(model: VAR) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    seen: list[tuple[int, int]] = []
+    settings = Calibration(images=6, batch_size=4, saving=0.6, weight_bits=4, tolerance=1e-4)
+    plan = calibrate(model, settings, lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+    assert type(model) is VAR and all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert plan.config.share_from == 2 and plan.config.fingerprint == fingerprint(model)
+    assert {bits for name, bits in plan.config.precision.items() if "contract" in name} == {16}
+    found = plan.config.measured["divergence"]
+    for name, bits in plan.config.precision.items():
+        tried = {int(b): value for b, value in found.get(name, {}).items()}
+        assert bits == next((b for b in sorted(tried) if tried[b] <= 1e-4), 16)
+    again = calibrate(model, settings)
+    assert torch.equal(again.bounds, plan.bounds) and again.config == plan.config  # type: ignore[arg-type]
+    compress(model, plan)
+    model.generate([0, 1], 2)
+    work = model.attention_work
+    assert work.saved == pytest.approx(plan.config.measured["attention_saved"], abs=0.005) and work.saved >= 0.595
+
+
+def test_windows_for_less_work_keep_less(model: VAR) -> None:
+    recorder = Recorder(SCHEDULE)
+    run = draw_recorded(model, 4, 0, recorder)
+    assert run.branches == 2 and [len(w) for w in run.weights] == [2] * 4
+    mass = recorder.mass()
+    for index in range(4):
+        total = sum(mass.total(index, j) for j in range(index + 1))
+        torch.testing.assert_close(total, torch.ones(2, 4), rtol=1e-4, atol=1e-4)
+    kept = []
+    for share in (0.9, 0.6, 0.4):
+        bounds = best_windows(mass, share)
+        kept.append(kept_attention(mass, bounds))
+        assert 0.7 * share < computed_share(SCHEDULE, bounds) < 1.15 * share
+    assert 1 > kept[0] > kept[1] > kept[2] > 0.3
+    for threshold, least in ((0.95, 0.85), (0.5, 0.4)):
+        bounds = published_windows(mass, threshold)
+        assert torch.equal(bounds[..., 0], bounds[..., 1]) and (bounds[:, :, :2] == ALL).all()
+        assert kept_attention(mass, bounds) > least
+    assert scores_left(0.75, 2) == pytest.approx(1 / 3) and saved(scores_left(0.6, 2), 2) == pytest.approx(0.6)
+    with pytest.raises(ValueError, match=r"1\.0% of the scores were to be computed, but the small scales alone"):
+        best_windows(mass, 0.01)
+    with pytest.raises(ValueError, match="threshold is 2"):
+        published_windows(mass, 2)
+
+
+def test_calibration_by_the_published_rule_and_without_windows(model: VAR, tiny: SimpleNamespace) -> None:
+    plan = calibrate(model, Calibration(images=2, rule="mass", share=False, weight_bits=16))
+    assert plan.bounds is not None and plan.config.share_from is None and set(plan.config.precision.values()) == {16}
+    plan = calibrate(model, Calibration(images=2, rule="none"))
+    assert plan.bounds is None and "attention_saved" not in plan.config.measured
+    for wrong in ({"images": 0}, {"rule": "best"}, {"weight_bits": 5}, {"saving": 1.0}):
+        with pytest.raises(ValueError):
+            Calibration(**wrong)  # type: ignore[arg-type]
+
+
+def test_flexvar_too(tiny: SimpleNamespace) -> None:
+    """Nothing here is VAR's own."""
+    flex = tiny.flexvar()
+    plan = calibrate(flex, Calibration(images=2, saving=0.3))
+    before = flex.generate([0, 1], 2)
+    lite = compress(flex, plan)
+    assert lite.generate([0, 1], 2).shape == before.shape and lite.attention_work.saved > 0.2
