@@ -11,7 +11,8 @@ SHEET_LIMIT, STRIP_LIMIT, ANIMATION_LIMIT = 400, 8, 16
 
 
 def add_arguments(parser: Any) -> None:
-    from nextscale.cli.parsing import add_drawing, add_loading
+    from nextscale.cli.parsing import add_drawing, add_loading, add_schedule
+    from nextscale.cli.prompts import add_prompts
 
     parser.add_argument("model", type=str, help="name, file or folder; `nextscale list` shows names")
     parser.add_argument(
@@ -31,6 +32,8 @@ def add_arguments(parser: Any) -> None:
         default=None,
         help="ControlVAR, which draws a control picture with every image: what it shows; drawn, unless named",
     )
+    add_prompts(parser)
+    add_schedule(parser)
     add_drawing(parser, guidance=None, top_p=0.96)
     parser.add_argument(
         "--official-draws",
@@ -59,24 +62,30 @@ def run(arguments: Any) -> None:
         raise ValueError(f"--num is {arguments.num}; expected 1 or more")
     import nextscale
     from nextscale.cli.parsing import loading_options, needed
+    from nextscale.cli.prompts import check_no_prompts, run_prompts
 
     model = nextscale.load(arguments.model, **loading_options(arguments))
     if not hasattr(model, "generate"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
+    if hasattr(model, "painter"):
+        run_prompts(model, arguments, options)
+        return
+    check_no_prompts(arguments, model)
     if options["guidance"] is None:
         options["guidance"] = model.config.guidance
     options["official_draws"] = arguments.official_draws
     classes = parse_classes(arguments.classes, model.config.classes)
     number = arguments.num or (len(classes) if classes else 8)
-    out = Path(arguments.out)
+    given, out = _given(model, arguments), Path(arguments.out)
     with progress("drawing", "scales") as report:
-        files, shown = _draw(model, classes, number, arguments, options, out, report)
+        files, shown = _draw(model, classes, number, arguments, options, given, out, report)
     files |= {"images": [path.name for path in files["images"]]}
     record = write_record(
         out / "generate.json",
         {"model": arguments.model, **needed(arguments)}
         | {"classes": classes, "num": number, "seed": arguments.seed, **options}
         | ({"type": arguments.type} if "controls" in files else {})
+        | ({"scales": str(given["schedule"])} if "schedule" in given else {})
         | {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")},
         {**files, "labels": shown["labels"], "seeds": shown["seeds"]},
     )
@@ -87,7 +96,14 @@ def run(arguments: Any) -> None:
 
 
 def _draw(
-    model: Any, classes: Any, number: int, arguments: Any, options: dict[str, Any], out: Path, report: Any
+    model: Any,
+    classes: Any,
+    number: int,
+    arguments: Any,
+    options: dict[str, Any],
+    given: dict[str, Any],
+    out: Path,
+    report: Any,
 ) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Draw and write; returns the files' names and what each image shows."""
     import torch
@@ -101,10 +117,9 @@ def _draw(
     kept, tokens, forming = [], [], []
     few = ANIMATION_LIMIT if arguments.animate else 0
     controls: list[Path] = []
-    given = _given(model, arguments)
     for drawn in draw(model, classes, number, arguments.seed, **options, forming=few, progress=report, given=given):
         images = drawn.images
-        if given:  # the control above the image
+        if "show" in given:  # the control above the image
             above, images = images.chunk(2, dim=2)
             controls += save_pngs(above, out, stem="control")
         paths += save_pngs(images, out)
@@ -118,7 +133,8 @@ def _draw(
     files: dict[str, Any] = {"images": paths}
     if controls:
         files["controls"] = [path.name for path in controls]
-    scale = max(1, 128 // model.tokenizer.image_size(model.config.schedule)[1])
+    schedule = given.get("schedule", model.config.schedule)
+    scale = max(1, 128 // model.tokenizer.image_size(schedule)[1])
     captions = [f"{class_name(model, label)}, seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
     if kept:
         pictures = torch.cat(kept)[:SHEET_LIMIT]
@@ -132,30 +148,33 @@ def _draw(
         frames = [contact_sheet(stage, labels=captions[:count], scale=scale) for stage in stages]
         files["animation"] = animate(frames, out / "forming.webp").name
         rows = [(captions[i], list(stages[:, i])) for i in range(min(count, STRIP_LIMIT))]
-        headings = [f"{s.height} x {s.width}" for s in model.config.schedule.scales]
+        headings = [f"{s.height} x {s.width}" for s in schedule.scales]
         strip = comparison_sheet(rows, headings, scale=max(1, scale // 2))
         files["strip"] = save_png(strip, out / "forming.png").name
     if tokens:
-        files["tokens"] = _save_tokens(model, torch.cat(tokens), labels, seeds, out / "tokens.npz").name
+        files["tokens"] = _save_tokens(model, torch.cat(tokens), labels, seeds, schedule, out / "tokens.npz").name
     return files, {"labels": labels, "seeds": seeds}
 
 
 def _given(model: Any, arguments: Any) -> dict[str, Any]:
-    """What a model of control pictures and images is told; of others nothing.
+    """What a model of control pictures and images is told, and the scales, where others than the model's are asked for.
 
     Raises:
         ValueError: a type of control was asked of a model that draws none.
     """
+    from nextscale.cli.parsing import chosen_schedule
+
     if hasattr(model, "pairs"):
         return {"show": "pair", "control_type": arguments.type}
     if arguments.type is not None:
         raise ValueError(
             f"--type is ControlVAR's; {arguments.model} is a {type(model).__name__}, which draws images only"
         )
-    return {}
+    schedule = chosen_schedule(arguments, model)
+    return {} if schedule is None else {"schedule": schedule}
 
 
-def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], path: Path) -> Path:
+def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], schedule: Any, path: Path) -> Path:
     """``tokens`` (images, length), all scales in one sequence; ``scales`` (scales, 2), heights and widths."""
     import io
 
@@ -164,7 +183,7 @@ def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], p
     from nextscale.pictures import write_file
 
     buffer = io.BytesIO()
-    scales = [scale.grid for scale in model.config.schedule.scales]
+    scales = [scale.grid for scale in schedule.scales]
     kind = np.uint16 if model.config.vocabulary <= 65536 else np.int32
     np.savez_compressed(
         buffer,

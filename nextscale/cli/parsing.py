@@ -146,6 +146,50 @@ def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float)
     )
 
 
+def add_schedule(parser: ArgumentParser) -> None:
+    """Options that choose the scales, of models that take any; :func:`chosen_schedule` reads them."""
+    group = parser.add_argument_group("scales, of models that take any (FlexVAR)")
+    group.add_argument(
+        "--scales", type=str | None, default=None, help='grids, coarse to fine, such as "1 2 4 8x16"; or the two below'
+    )
+    group.add_argument("--size", type=str | None, default=None, help="of the images in pixels, such as 48 or 32x64")
+    group.add_argument("--steps", type=int | None, default=None, help="number of scales to that size")
+
+
+def chosen_schedule(arguments: Any, model: Any) -> Any:
+    """The scales that :func:`add_schedule` asks for; None: the model's own.
+
+    Raises:
+        ValueError: the options contradict each other, or the model takes no other scales.
+    """
+    if (arguments.scales, arguments.size, arguments.steps) == (None, None, None):
+        return None
+    if not hasattr(model, "schedule_for"):
+        raise ValueError(
+            f"--scales, --size and --steps are for models that take any; this {type(model).__name__} has "
+            f"'{model.config.schedule}'"
+        )
+    if arguments.scales is not None:
+        if arguments.size is not None or arguments.steps is not None:
+            raise ValueError("give either --scales, or --size and --steps")
+        from nextscale.core.schedule import ScaleSchedule
+
+        return ScaleSchedule.parse(arguments.scales)
+    return model.schedule_for(None if arguments.size is None else parse_size(arguments.size), arguments.steps)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from ``48`` or ``32x64``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if found is None:
+        raise ValueError(f"--size is {text!r}; expected pixels such as 48, or height and width such as 32x64")
+    return int(found[1]), int(found[2] or found[1])
+
+
 def drawing_options(arguments: Any) -> dict[str, Any]:
     """What :func:`add_drawing` has read, checked.
 

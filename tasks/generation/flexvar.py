@@ -61,13 +61,10 @@ class OfficialSampling:
         side = max(scale.grid)
         return side > self.max_side or side not in self.drawn_sides
 
-    def strengths(self, strength: float, schedule: ScaleSchedule) -> list[float]:
-        """Guidance at each scale."""
+    def growth(self, schedule: ScaleSchedule) -> list[float]:
+        """What the strength of guidance is multiplied by at each scale."""
         ramp = max(min(len(schedule) - 1, RAMP), 1)
-        return [
-            strength if max(scale.grid) > self.max_side else strength * index / ramp
-            for index, scale in enumerate(schedule.scales)
-        ]
+        return [1.0 if max(scale.grid) > self.max_side else index / ramp for index, scale in enumerate(schedule.scales)]
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ class FlexVAR(VAR):
         *,
         draws: Draws,
         emitter: CategoricalEmitter | None = None,
-        guidance: float | None = None,
+        guidance: float | Sequence[float] | None = None,
         controls: Sequence[Control] = (),
         accepted: Accepted | None = None,
         stop: int | None = None,
@@ -222,7 +219,8 @@ class FlexVAR(VAR):
 
         Args:
             labels: one class per image; ``classes`` is "no class".
-            guidance, guidance_form: strength and formula (:class:`FlexVARConfig`); None: the configuration's.
+            guidance: strength, one number or one per scale; None: the configuration's.
+            guidance_form: the formula (:class:`FlexVARConfig`); None: the configuration's.
             accepted, stop: begin later or end earlier (:func:`nextscale.core.sampling.sample`).
             schedule: the scales to draw; None: the configuration's.
             invalid_ids: codes that are not drawn.
@@ -234,18 +232,34 @@ class FlexVAR(VAR):
         return sample(self, self.tokenizer.quantizer, schedule, branches, emitter, draws, controls, accepted, stop)
 
     def branches(
-        self, labels: Int[Tensor, " batch"], strength: float, schedule: ScaleSchedule, form: GuidanceForm
+        self,
+        labels: Int[Tensor, " batch"],
+        strength: float | Sequence[float],
+        schedule: ScaleSchedule,
+        form: GuidanceForm,
     ) -> list[Branch]:
-        """The conditional and the unconditional pass, and how much each counts at each scale."""
+        """The conditional and the unconditional pass, and how much each counts at each scale.
+
+        Raises:
+            ValueError: there is no such formula, or there is not one strength for each scale.
+        """
         unconditional = torch.full_like(labels, self.config.classes)
-        if form == "llamagen":
-            weights = [(strength, 1 - strength)] * len(schedule)
-        elif form != "var":
+        if form not in ("var", "llamagen"):
             raise ValueError(f"guidance_form is {form!r}; expected var or llamagen")
-        elif self.config.official_sampling is None or strength == 0:
+        official = self.config.official_sampling
+        if form == "var" and official is None:
             return classifier_free(labels, unconditional, strength, schedule)
+        strengths = list(strength) if isinstance(strength, Sequence) else [strength] * len(schedule)
+        if len(strengths) != len(schedule):
+            raise ValueError(
+                f"{len(strengths)} guidance strengths were given for {len(schedule)} scales: give one for each"
+            )
+        if form == "llamagen":
+            weights = [(each, 1 - each) for each in strengths]
         else:
-            weights = [(1 + t, -t) for t in self.config.official_sampling.strengths(strength, schedule)]
+            assert official is not None
+            grown = [each * factor for each, factor in zip(strengths, official.growth(schedule), strict=True)]
+            weights = [(1 + t, -t) for t in grown]
         parts = zip((labels, unconditional), zip(*weights, strict=True), strict=True)
         return [Branch(condition, part) for condition, part in parts if any(part)]
 
