@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +27,8 @@ from nextscale.core.schedule import ScaleSchedule, Segment
 from nextscale.core.transformer import Block
 from nextscale.tasks.generation.car_files import (
     KEYS,
+    AdapterSizes,
+    adapter_sizes,
     check_official,
     check_sizes,
     encoder_widths,
@@ -35,67 +36,18 @@ from nextscale.tasks.generation.car_files import (
     is_official,
     split_official,
 )
-from nextscale.tasks.generation.car_parts import ControlEncoder, ControlFeatures, Skip
+from nextscale.tasks.generation.car_parts import CARConfig, ControlEncoder, ControlFeatures, Skip, distinct
 from nextscale.tasks.generation.car_session import Controlled
 from nextscale.tasks.generation.class_conditional import ClassConditional, Condition
 from nextscale.tasks.generation.controls import Extraction
 from nextscale.tasks.generation.controls_resize import pyramid
 from nextscale.tasks.generation.official_layout import from_layout, to_layout
-from nextscale.tasks.generation.var import VAR, VARConfig
+from nextscale.tasks.generation.var import VAR
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 __all__ = ["CAR", "CARConfig", "is_official"]
 
 SYSTEM = "car"
-
-
-@dataclass(frozen=True)
-class CARConfig:
-    """Attributes:
-
-    base: configuration of the frozen model that the adapter belongs to.
-    widths: of the control encoder, from full resolution down; each step halves the resolution, and the last must
-        reach the base's tokens.
-    extraction: how the control pictures are made of photographs; None: not known.
-    label_drop: probability that a label is replaced by "no class" in training; the control never is.
-    guidance: strength to sample with where none is asked for; it is on the class, not on the control.
-    """
-
-    base: VARConfig
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    extraction: Extraction | None = None
-    label_drop: float = 0.1
-    guidance: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.base.transformer.depth % 2:
-            raise ValueError(
-                f"the base has {self.base.transformer.depth} blocks; CAR needs an even number, since one control block "
-                "answers for two of them"
-            )
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths are {self.widths}; the control encoder needs at least one, all positive")
-
-    @property
-    def control_type(self) -> str | None:
-        """What the control shows, such as ``"canny"``."""
-        return self.extraction.kind if self.extraction is not None else None
-
-    @property
-    def classes(self) -> int:
-        return self.base.classes
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.base.class_names
-
-    @property
-    def schedule(self) -> ScaleSchedule:
-        return self.base.schedule
-
-    @property
-    def vocabulary(self) -> int:
-        return self.base.vocabulary
 
 
 class CAR(ClassConditional):
@@ -133,13 +85,23 @@ class CAR(ClassConditional):
         self.skips = cast("Sequence[Skip]", skips)
 
     @property
-    def tokenizer(self) -> ResidualVQ:  # type: ignore[override]
+    def tokenizer(self) -> ResidualVQ:
         """The base's."""
         return self.base.tokenizer
 
     @property
     def dtype(self) -> torch.dtype:
         return self.base.dtype
+
+    @property
+    def official_name(self) -> str:
+        """What the published file of such an adapter is called."""
+        return f"car_{self.config.control_type or 'control'}_d{self.config.base.transformer.depth}.pth"
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The adapter, and what it builds on."""
+        return {"adapter": self, **self.base.parts}
 
     # --- the controlled network --------------------------------------------------------------------------
 
@@ -159,14 +121,7 @@ class CAR(ClassConditional):
         """
         if control.ndim != 4 or control.shape[1] != 3 or not len(control):
             raise ValueError(f"the control is {tuple(control.shape)}, expected (n or 1, 3, height, width) in [0, 1]")
-        seen: dict[bytes, int] = {}
-        kept, rows = [], []
-        for number, picture in enumerate(control.detach().cpu().float()):
-            key = picture.contiguous().numpy().tobytes()
-            if key not in seen:
-                seen[key] = len(kept)
-                kept.append(number)
-            rows.append(seen[key])
+        kept, rows = distinct(control)
         maps = self.encode(self.pyramid(control[kept].float())).maps
         return ControlFeatures(maps, None if len(kept) == len(rows) else torch.tensor(rows, device=self.device))
 
@@ -325,7 +280,7 @@ class CAR(ClassConditional):
             shared: Any = self.features(control) if len(control) == 1 else control
         return super().generate(condition, n, seed, control=shared, strength=strength, **options)
 
-    def steps(  # type: ignore[override]
+    def steps(
         self,
         labels: Int[Tensor, " batch"],
         *,
@@ -363,7 +318,7 @@ class CAR(ClassConditional):
 
     def save(self, folder: str | Path) -> Path:
         """Write the adapter, ``model.safetensors`` and ``config.json``, which records the base by place and digest."""
-        place = self.base_name or "base"
+        place = self.base_name or f"var-d{self.config.base.transformer.depth}"
         if (path := (self.home or Path()) / place).exists():
             place = os.path.relpath(path, folder)
         about = {"system": SYSTEM, "config": to_json(self.config), "base": fingerprint(self.base)}
@@ -371,7 +326,7 @@ class CAR(ClassConditional):
 
     @classmethod
     def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any], base: VAR) -> CAR:
-        """From the content of a folder written by :meth:`save`, and its base.
+        """From the content of a folder written by :meth:`save`, and its base, which becomes as precise as the adapter.
 
         Raises:
             CheckpointError: the base is another model than the adapter was trained on.
@@ -388,6 +343,10 @@ class CAR(ClassConditional):
 
     @classmethod
     def _assembled(cls, config: CARConfig, base: VAR, adapter: Mapping[str, Tensor], name: str | None) -> CAR:
+        precise = torch.promote_types(base.dtype, adapter["token_conv.weight"].dtype)
+        if base.dtype != precise:
+            base.to(precise)
+        adapter = {key: value.to(precise) for key, value in adapter.items()}
         with weightless():
             model = cls(config, base, name)
         assign(model, {f"base.{k}": v for k, v in base.state_dict().items()} | dict(adapter), "CAR")
@@ -396,6 +355,12 @@ class CAR(ClassConditional):
     def to_official(self) -> dict[str, Tensor]:
         """The adapter's official state dict, without the base; the official loader joins the two."""
         return to_layout(KEYS, self.adapter())
+
+    @classmethod
+    def read_official(cls, content: Mapping[str, Any]) -> tuple[AdapterSizes, dict[str, Tensor]]:
+        """What an official file's content tells of the adapter, and its weights."""
+        adapter, _ = split_official(content)
+        return adapter_sizes(adapter), adapter
 
     @classmethod
     def from_official(cls, content: Mapping[str, Any], base: VAR, **overrides: Any) -> CAR:

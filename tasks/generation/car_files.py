@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,26 @@ def split_official(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
     state = find_state_dict(content, NESTED, _FIRST)
     adapter = {name: value for name, value in state.items() if "car" in name}
     return adapter, {name: value for name, value in state.items() if name not in adapter}
+
+
+@dataclass(frozen=True)
+class AdapterSizes:
+    """What an official adapter tells by itself.
+
+    Attributes:
+        depth, width: of the base it is for.
+        widths: of the control encoder.
+    """
+
+    depth: int
+    width: int
+    widths: tuple[int, ...]
+
+
+def adapter_sizes(adapter: Mapping[str, Tensor]) -> AdapterSizes:
+    """Read from an official adapter's keys and shapes."""
+    half = 1 + max((int(name.split(".")[1]) for name in adapter if name.startswith("car_blocks.")), default=-1)
+    return AdapterSizes(2 * half, adapter["car_var_conv.weight"].shape[0], encoder_widths(adapter))
 
 
 def encoder_widths(adapter: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -97,12 +118,11 @@ def check_official(adapter: Mapping[str, Tensor], copy: Mapping[str, Tensor], ba
 
     CheckpointError: the base has other sizes than an official adapter, or is not the one of its snapshot.
     """
-    half = 1 + max((int(name.split(".")[1]) for name in adapter if name.startswith("car_blocks.")), default=-1)
-    width, transformer = adapter["car_var_conv.weight"].shape[0], base.config.transformer
-    if (2 * half, width) != (transformer.depth, transformer.width):
+    sizes, transformer = adapter_sizes(adapter), base.config.transformer
+    if (sizes.depth, sizes.width) != (transformer.depth, transformer.width):
         raise CheckpointError(
-            f"the adapter is for a VAR of {2 * half} blocks of width {width}, the base has {transformer.depth} of "
-            f"width {transformer.width}; give the VAR it was trained on"
+            f"the adapter is for a VAR of {sizes.depth} blocks of width {sizes.width}, the base has "
+            f"{transformer.depth} of width {transformer.width}; give the VAR it was trained on"
         )
     if copy:
         own = {name: value for name, value in base.to_official().items() if name not in DERIVED}

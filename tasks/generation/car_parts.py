@@ -1,4 +1,4 @@
-"""What CAR adds to a VAR: the control encoder, its maps, and the skips into the base's second half."""
+"""What CAR adds to a VAR: its sizes, the control encoder, its maps, and the skips into the base's second half."""
 
 from __future__ import annotations
 
@@ -10,6 +10,59 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.generation.controls import Extraction
+from nextscale.tasks.generation.var import VARConfig
+
+
+@dataclass(frozen=True)
+class CARConfig:
+    """Attributes:
+
+    base: configuration of the frozen model that the adapter belongs to.
+    widths: of the control encoder, from full resolution down; each step halves the resolution, and the last must
+        reach the base's tokens.
+    extraction: how the control pictures are made of photographs; None: not known.
+    label_drop: probability that a label is replaced by "no class" in training; the control never is.
+    guidance: strength to sample with where none is asked for; it is on the class, not on the control.
+    """
+
+    base: VARConfig
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    extraction: Extraction | None = None
+    label_drop: float = 0.1
+    guidance: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.base.transformer.depth % 2:
+            raise ValueError(
+                f"the base has {self.base.transformer.depth} blocks; CAR needs an even number, since one control block "
+                "answers for two of them"
+            )
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths are {self.widths}; the control encoder needs at least one, all positive")
+
+    @property
+    def control_type(self) -> str | None:
+        """What the control shows, such as ``"canny"``."""
+        return self.extraction.kind if self.extraction is not None else None
+
+    @property
+    def classes(self) -> int:
+        return self.base.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.base.class_names
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.base.schedule
+
+    @property
+    def vocabulary(self) -> int:
+        return self.base.vocabulary
 
 
 class ControlEncoder(nn.Module):
@@ -84,3 +137,17 @@ class ControlFeatures:
         if rows % len(maps):
             raise ValueError(f"{len(maps)} control pictures were given for {rows} images; give one each, or one")
         return maps.repeat(rows // len(maps), 1, 1, 1)
+
+
+def distinct(pictures: Float[Tensor, "pictures 3 height width"]) -> tuple[list[int], list[int]]:
+    """Places of the pictures that differ, and for every picture the place among those of its equal."""
+    seen: dict[bytes, int] = {}
+    kept: list[int] = []
+    rows = []
+    for number, picture in enumerate(pictures.detach().cpu().float()):
+        key = picture.contiguous().numpy().tobytes()
+        if key not in seen:
+            seen[key] = len(kept)
+            kept.append(number)
+        rows.append(seen[key])
+    return kept, rows

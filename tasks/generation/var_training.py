@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Metrics
+from nextscale.tasks.generation.class_conditional import ClassConditional
 from nextscale.tasks.generation.class_recipe import ClassTraining
 from nextscale.tasks.generation.var import SYSTEM, VAR
 
@@ -168,7 +169,7 @@ class VARTraining(ClassTraining):
 
     def __init__(
         self,
-        model: VAR,
+        model: ClassConditional,
         *,
         label_smoothing: float = 0.0,
         progressive: ProgressiveConfig | None = None,
