@@ -139,6 +139,9 @@ def _bits(name: str, file: str, bits: int, quality: str) -> NamedModel:
 
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
+    NamedModel(
+        "flexvar-cifar10", "flexvar", "CIFAR-10 classes, 16 to 48 px and 32 x 64 px", "Apache-2.0 (this library)"
+    ),
     _released(16, 256, "310 M", "3.55"),
     _released(20, 256, "601 M", "2.95"),
     _released(24, 256, "1.0 B", "2.33"),
