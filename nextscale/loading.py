@@ -81,7 +81,7 @@ def load(
         from nextscale.mapped import MappedFiles
         from nextscale.tasks.generation.litevar import LitePlan, compress
 
-        compress(model, LitePlan.load(lite), MappedFiles().release)
+        compress(model, LitePlan.load(lite), freed=MappedFiles().release)
     if precision is None and place.type == "cpu":
         precision = choose_dtype("float32")
     if precision is not None:
