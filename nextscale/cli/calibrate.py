@@ -24,7 +24,7 @@ def add_arguments(parser: Any) -> None:
         "windows that keep --threshold of each scale's attention; none: look at everything",
     )
     group.add_argument(
-        "--saving", type=float, default=0.76, help="share of attention's multiplications, sharing included"
+        "--saving", type=float, default=0.75, help="share of attention's multiplications, sharing included"
     )
     group.add_argument("--threshold", type=float, default=0.95, help="of --windows mass")
     group.add_argument(

@@ -59,7 +59,7 @@ class Calibration:
     batch_size: int = 16
     seed: int = 0
     rule: str = "work"
-    saving: float = 0.76
+    saving: float = 0.75
     threshold: float = 0.95
     share: bool = True
     weight_bits: int = 8
@@ -111,17 +111,18 @@ def calibrate(
         run = draw_recorded(model, number, settings.seed + start, recorder)
         count()
     # What follows runs the last batch again.
-    branches, measured, bounds = (run.branches if settings.share else 1), dict[str, Any](), None
+    branches, early = (1, 0.0) if share_from is None else (run.branches, early_share(schedule, share_from))
+    measured, bounds = dict[str, Any](), None
     before = run.log_probabilities()
     if settings.rule != "none":
         mass = recorder.mass()
         if settings.rule == "mass":
             bounds = published_windows(mass, settings.threshold)
         else:
-            bounds = windows_for(mass, scores_left(settings.saving, branches))
+            bounds = windows_for(mass, scores_left(settings.saving, branches, early))
         computed = computed_share(schedule, bounds)
         measured["scores_computed"] = computed
-        measured["attention_saved"] = saved(computed, branches)
+        measured["attention_saved"] = saved(computed, branches, early)
         measured["attention_kept"] = kept_attention(mass, bounds)
     found = {}
     for name in layers:
@@ -152,17 +153,26 @@ def first_late_scale(schedule: ScaleSchedule) -> int | None:
 # --- windows ------------------------------------------------------------------------------------------
 
 
-def scores_left(saving: float, branches: int) -> float:
+def scores_left(saving: float, branches: int, early: float = 0.0) -> float:
     """The share of scores that may be computed so that ``saving`` of all multiplications is saved.
 
     Scores are multiplied once for all branches, values once for each: of 2 b products for b branches, 1 + b are left.
+
+    Args:
+        early: the share of scores of the scales where branches do not share.
     """
-    return (1 - saving) * 2 * branches / (1 + branches)
+    return early + (1 - saving - early) * 2 * branches / (1 + branches)
 
 
-def saved(computed: float, branches: int) -> float:
+def saved(computed: float, branches: int, early: float = 0.0) -> float:
     """The share of multiplications saved where so many of the scores are computed; turns :func:`scores_left` round."""
-    return 1 - computed * (1 + branches) / (2 * branches)
+    return 1 - early - (computed - early) * (1 + branches) / (2 * branches)
+
+
+def early_share(schedule: ScaleSchedule, scales: int) -> float:
+    """Scores of the first scales, as a share of all."""
+    scores = [length * stop for length, (_, stop) in zip(schedule.lengths, schedule.ranges, strict=True)]
+    return sum(scores[:scales]) / sum(scores)
 
 
 def windows_for(mass: AttentionMass, share: float) -> Bounds:

@@ -216,7 +216,7 @@ def test_calibration_saves_what_is_asked(model: VAR) -> None:
     compress(model, plan)
     model.generate([0, 1], 2)
     work = model.attention_work
-    assert work.saved == pytest.approx(plan.config.measured["attention_saved"], abs=0.005) and work.saved >= 0.595
+    assert work.saved == pytest.approx(plan.config.measured["attention_saved"], abs=1e-9) and work.saved >= 0.6
 
 
 def test_windows_for_less_work_keep_less(model: VAR) -> None:
@@ -237,7 +237,8 @@ def test_windows_for_less_work_keep_less(model: VAR) -> None:
         bounds = published_windows(mass, threshold)
         assert torch.equal(bounds[..., 0], bounds[..., 1]) and (bounds[:, :, :2] == ALL).all()
         assert kept_attention(mass, bounds) > least
-    assert scores_left(0.75, 2) == pytest.approx(1 / 3) and saved(scores_left(0.6, 2), 2) == pytest.approx(0.6)
+    assert scores_left(0.75, 2) == pytest.approx(1 / 3)
+    assert saved(scores_left(0.6, 2, 0.1), 2, 0.1) == pytest.approx(0.6)
     with pytest.raises(ValueError, match=r"1\.0% of the scores were to be computed, but the small scales alone"):
         best_windows(mass, 0.01)
     with pytest.raises(ValueError, match="threshold is 2"):
