@@ -135,8 +135,8 @@ def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float)
         "--temperature",
         type=float,
         nargs="+",
-        default=[1.0],
-        help=f"below 1: likelier codes; above 1: wilder ones{several}",
+        default=None,
+        help=f"below 1: likelier codes; above 1: wilder ones{several}; unless given, 1, or what a model of prompts has",
     )
     group.add_argument(
         "--smooth", action="store_true", help="mix codes: softer pictures, for looking at, not for measuring"
@@ -201,11 +201,11 @@ def drawing_options(arguments: Any) -> dict[str, Any]:
             if value < low or (high is not None and value > high):
                 limits = f"{low} to {high}" if high is not None else f"{low} or more"
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {limits}")
-    if wrong := [value for value in arguments.temperature if not value > 0]:
+    if wrong := [value for value in arguments.temperature or () if not value > 0]:
         raise ValueError(f"--temperature is {wrong[0]}; expected more than 0")
     options = {name: arguments[name] for name in (*PER_SCALE, "smooth", "batch_size")}
     single = {name: options[name][0] for name in PER_SCALE if options[name] is not None and len(options[name]) == 1}
-    return options | single
+    return {**options, "temperature": options["temperature"] or 1.0} | single
 
 
 def parse_classes(words: Sequence[str] | None, no_class: int) -> list[int | str | None] | None:

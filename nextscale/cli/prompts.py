@@ -91,7 +91,7 @@ def run_prompts(model: Any, arguments: Any, options: dict[str, Any]) -> None:
     given = {
         "negative_prompt": arguments.negative_prompt,
         "guidance": options["guidance"],
-        "temperature": arguments.temperature,
+        "temperature": None if arguments.temperature is None else options["temperature"],
         "top_k": options["top_k"],
         "top_p": options["top_p"],
         "batch_size": options["batch_size"],

@@ -282,8 +282,8 @@ class Infinity(TextToImage):
 
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors``, tokenizer included, and ``config.json``; a small text encoder goes along."""
-        self.save_encoder(folder)
-        config = {"transformer": to_json(self.config), "tokenizer": to_json(self.tokenizer.config)}
+        own = replace(self.config, text=self.save_encoder(folder))
+        config = {"transformer": to_json(own), "tokenizer": to_json(self.tokenizer.config)}
         return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": config})
 
     @classmethod

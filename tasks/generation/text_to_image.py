@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -96,16 +96,23 @@ class TextToImage(nn.Module):
     def text_encoder(self, encoder: TextEncoder) -> None:
         self._encoder = [encoder]
 
-    def save_encoder(self, folder: str | Path) -> None:
-        """Copy the text encoder into a folder, where it is a small one in a folder of its own."""
-        source, target = Path(self.text_encoder.source), Path(folder) / Path(self._text_config.name).name
-        if not source.is_dir() or target.resolve() == source.resolve():
-            return
-        if sum(path.stat().st_size for path in source.iterdir() if path.is_file()) > SMALL_ENCODER:
-            return
-        for path in source.iterdir():
-            if path.is_file():
+    def save_encoder(self, folder: str | Path) -> TextEncoderConfig:
+        """Copy the text encoder into a folder, where it is a small one in a folder of its own.
+
+        Returns:
+            What names it from there.
+        """
+        config, source = self._text_config, Path(self.text_encoder.source)
+        if not source.is_dir():
+            return config
+        target = Path(folder) / Path(config.name).name
+        files = [path for path in source.iterdir() if path.is_file()]
+        if sum(path.stat().st_size for path in files) > SMALL_ENCODER:
+            return config
+        if target.resolve() != source.resolve():
+            for path in files:
                 write_atomically(target / path.name, partial(shutil.copyfile, path))
+        return replace(config, name=target.name)
 
     def features(self, prompt: Prompt) -> TextFeatures:
         """What the network reads of prompts.
