@@ -146,19 +146,16 @@ def train_step(case: Case) -> Mapping[str, Any]:
     settings = {"lr": options["learning_rate"], "betas": tuple(options["betas"]), "eps": options["eps"]}
     optimizer = torch.optim.AdamW(groups, **settings)
     logits: list[Tensor] = []
-
-    def forward(*inputs: Any) -> Tensor:
-        logits.append(model(*inputs))
-        return logits[-1]
-
-    loss, _ = task.loss_of(forward, batch, schedule)
+    listening = model.register_forward_hook(lambda _, inputs, output: logits.append(output.detach()))
+    loss, _ = task.loss_of(model, batch, schedule)
+    listening.remove()
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     grad_norms = norms(in_official_names(model, gradients), names)
     total = torch.nn.utils.clip_grad_norm_(model.parameters(), options["clip_norm"])
     optimizer.step()
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    metrics, accuracy = _figures(logits[0].detach(), model.tokenizer.encode(batch["image"], schedule), tail)
+    metrics, accuracy = _figures(logits[0], model.tokenizer.encode(batch["image"], schedule), tail)
     return {
         "loss": loss,
         "grad_norms": grad_norms,
