@@ -64,7 +64,7 @@ def load(
             before its weights are converted (:func:`nextscale.tasks.generation.litevar.compress`).
         overrides: what an official file cannot tell. VAR: ``tokenizer`` (a path, a name or a loaded one), ``schedule``
             (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``,
-            ``norm_groups``.
+            ``norm_groups``. Infinity: ``tokenizer``, ``text_encoder``, and more in its ``from_official``.
 
     Returns:
         The model in evaluation form: generation has ``generate(condition, n, seed, …)``; all have ``config``, ``save``
@@ -108,12 +108,15 @@ def open_source(source: Source, system: str | None = None) -> Opened:
         WEIGHTS_FILE,
         CheckpointError,
         read_folder,
+        read_sharded,
         read_tensors,
+        shards_of,
     )
 
     if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
         path = path.parent
-    if path.is_dir():
+    sharded = path.is_dir() and bool(shards_of(path))
+    if path.is_dir() and not sharded:
         folder = path if (path / CONFIG_FILE).is_file() else path / "model"
         if not (folder / CONFIG_FILE).is_file():
             raise CheckpointError(
@@ -126,7 +129,7 @@ def open_source(source: Source, system: str | None = None) -> Opened:
             wanted = system or f"one of {', '.join(SYSTEMS)}"
             raise CheckpointError(f"{folder} holds a saved {saved!r}, expected {wanted}")
         return Opened(SYSTEMS[system or saved], state, config, folder, named)
-    content = read_tensors(path)
+    content = read_sharded(path) if sharded else read_tensors(path)
     if system is None and named is not None:
         system = named.system
     return Opened(_recognise(content, system, str(path)), content, None, path, named)
@@ -189,7 +192,7 @@ def build(opened: Opened, **overrides: Any) -> Any:
 
             plan = LitePlan.load(opened.path / LITE)
             return rebuild(system.model_class, opened.content, opened.config, plan, **needed)
-        return system.model_class.from_saved(opened.content, opened.config, **needed)
+        return _at_home(system.model_class.from_saved(opened.content, opened.config, **needed), opened)
     known = [*system.overrides, *system.needs]
     if unknown := [key for key in overrides if key not in known]:
         raise ValueError(f"{system.name} takes no {', '.join(unknown)}; it takes {', '.join(known)}")
@@ -199,6 +202,13 @@ def build(opened: Opened, **overrides: Any) -> Any:
     if "tokenizer" in needed and needed["tokenizer"] is not given["tokenizer"]:
         # A tokenizer file does not tell the scales it is used with; its transformer's does.
         model.tokenizer.config = replace(model.tokenizer.config, schedule=model.config.schedule)
+    return _at_home(model, opened)
+
+
+def _at_home(model: Any, opened: Opened) -> Any:
+    """The model, told the folder it lies in where it may find more there, such as a text encoder."""
+    if opened.path is not None and hasattr(model, "home"):
+        model.home = opened.path if opened.path.is_dir() else opened.path.parent
     return model
 
 

@@ -307,6 +307,29 @@ def test_files_in_parts(model: Infinity, tmp_path: Path) -> None:
         nextscale.load(folder, device="cpu", tokenizer=model.tokenizer)
 
 
+def test_folders_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    import huggingface_hub
+
+    from nextscale.hub import HubError, cached, fetch
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert cached("who/what", "weights/") is None
+    (folder / "x.index.json").write_text(json.dumps({"weight_map": {"a": "part-0.bin"}}))
+    assert cached("who/what", "weights/") is None  # a part is missing
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids the network"):
+        fetch("who/what", "weights/")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert fetch("who/what", "weights/") == folder
+    (folder / "part-0.bin").write_bytes(b"")
+    assert cached("who/what", "weights/") == folder
+
+
 def test_a_tokenizer_of_other_bits_is_refused_and_the_right_one_named(model: Infinity, tiny: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"speaks 32 bits per token, the tokenizer 4 .*infinity_vae_d32reg\.pth does"):
         Infinity(InfinityConfig(InfinityBlocksConfig(**BLOCKS)), model.tokenizer)
