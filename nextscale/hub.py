@@ -66,7 +66,8 @@ def _cached_folder(repository: str, folder: str) -> Path | None:
     from nextscale.core.checkpoint import CheckpointError, shards_of
 
     try:
-        return place if all(path.is_file() for path in shards_of(place)) else None
+        parts = shards_of(place)
+        return place if parts and all(path.is_file() for path in parts) else None
     except CheckpointError:
         return None
 

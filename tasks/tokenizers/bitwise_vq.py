@@ -168,7 +168,8 @@ class BitwiseVQ(ImageTokenizer):
         return f"infinity_vae_d{quantizer.token_bits}_f{self.config.cell}_{quantizer.bits}_patchify.pth"
 
     def official_differences(self) -> list[str]:
-        groups, found = self.config.autoencoder.norm_groups, []
+        groups = self.config.autoencoder.norm_groups
+        found = ['the state dict itself where its loader asks a file for "vae"']
         if groups not in (24, 32):
             found.append(f"norms of {groups} groups, where it has 32 or 24")
         if self.config.autoencoder.attention:

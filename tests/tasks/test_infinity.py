@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nextscale
+import nextscale.loading
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.bitwise import BitwiseEmitter
 from nextscale.core.cache import KeyValueCache
@@ -370,3 +371,24 @@ def test_presets_have_the_published_sizes(name: str, billions: float) -> None:
     assert cache.nbytes == pytest.approx({"2b": 5.52e9, "8b": 12.07e9}[name], rel=0.01)
     if name == "2b":  # room for what the blocks and the decoder compute on the way, under 12 GB
         assert weights + cache.nbytes < 10.5e9
+
+
+# --- precision and memory ---------------------------------------------------------------------------
+
+
+def test_half_precision_and_recomputed_blocks(tiny: SimpleNamespace, model: Infinity) -> None:
+    half = nextscale.loading.cast(build(tiny), torch.bfloat16)
+    assert half.transformer.blocks[0].attention.log_scale.dtype == torch.float32
+    images = half.generate(texts(3, 2), n=2)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+    text, inputs = texts(3).states, torch.randn(1, SCHEDULE.length - 1, 4)
+    logits = half(inputs, text.to("cpu", torch.bfloat16))
+    torch.testing.assert_close(logits, model(inputs, text), atol=0.5, rtol=0.2)
+    gradients = []
+    for again in (False, True):
+        trained = build(tiny).train()
+        trained.transformer.gradient_checkpointing = again
+        trained(inputs, text).square().mean().backward()
+        gradients.append(trained.word_embedding.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
