@@ -82,7 +82,8 @@ def test_names_and_patterns() -> None:
     assert {"var-cifar10", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36", "var-tokenizer"} <= set(names)
     assert nextscale.list_models("r-d36") == ["var-d36"]
     assert nextscale.list_models("var-?1") == []
-    assert nextscale.list_models("*-d2?") == ["var-d20", "var-d24"]
+    assert nextscale.list_models("var-d2?") == ["var-d20", "var-d24"]
+    assert set(nextscale.list_models("*var-d24")) == {"var-d24", "flexvar-d24", "controlvar-d24"}
     with pytest.raises(AttributeError, match="nothing"):
         _ = nextscale.nothing
     assert {"load", "list_models", "__version__"} <= set(dir(nextscale))

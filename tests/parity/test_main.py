@@ -112,7 +112,7 @@ def test_one_file_may_be_given(capsys):
     [
         (["nosuch-folder"], "no such folder"),
         ([CASES, "--cases", "nosuch*"], "named like 'nosuch*'"),
-        ([CASES, "--systems", "nosuch"], "no case of nosuch; systems in it: var"),
+        ([CASES, "--systems", "nosuch"], "no case of nosuch; systems in it: car, code,"),
         ([CASES, "--systems", "var,nosuch"], "no case of nosuch"),
     ],
 )
