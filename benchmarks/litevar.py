@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,9 @@ from nextscale.tasks.generation.drawing import class_name
 from nextscale.tasks.generation.litevar import LiteConfig, LitePlan, compress
 from nextscale.tasks.generation.litevar_attention import Work, lite_attention
 from nextscale.tasks.generation.litevar_cache import Vectors
-from nextscale.tasks.generation.litevar_calibration import (
-    early_share,
-    first_late_scale,
-    scores_left,
-    windows_for,
-)
+from nextscale.tasks.generation.litevar_calibration import attention_saved, early_share, scores_left
 from nextscale.tasks.generation.litevar_packing import linears
-from nextscale.tasks.generation.litevar_search import AttentionMass, computed_share
+from nextscale.tasks.generation.litevar_search import best_keys, late_scales, tile_attention
 from nextscale.tasks.generation.var import VARConfig
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256, ResidualVQConfig
 
@@ -183,53 +179,60 @@ def bars(resources: dict[str, Any], out: Path) -> None:
 # --- models of VAR's shapes ---------------------------------------------------------------------------
 
 
-def nearby_attention(schedule: ScaleSchedule, blocks: int, heads: int) -> AttentionMass:
-    """Attention that falls off with the distance, faster in some heads: random weights have none such."""
-    shares = {}
-    reach = torch.linspace(0.5, 4, heads)[:, None]
-    for i in range(len(schedule)):
-        parts = []
-        for j in range(i + 1):
-            keys, row = schedule.lengths[j], schedule[j].width
-            offset = torch.arange(-keys, keys + 1).abs()
-            apart = (offset / row).round() + (offset % row).clamp_max(row) / row
-            parts.append((-apart / reach).exp() * 0.7 ** (i - j))
-        total = torch.cat(parts, dim=1).sum(1, keepdim=True)
-        for j, part in enumerate(parts):
-            shares[i, j] = (part / total).expand(blocks, 2, heads, -1).contiguous()
-    return AttentionMass(schedule, shares)
+def nearby_attention(schedule: ScaleSchedule, heads: int) -> dict[int, Tensor]:
+    """Attention that falls off with the distance on the map, faster in some heads: random weights have none such."""
+    reach = torch.linspace(0.1, 1, heads)[:, None, None]
+    found = {}
+    for index in late_scales(schedule):
+        places = [_places(schedule, j) for j in range(index + 1)]
+        apart = torch.cdist(places[-1], torch.cat(places))
+        older = torch.cat([torch.full((n,), float(index - j)) for j, n in enumerate(schedule.lengths[: index + 1])])
+        weights = (-apart / reach - 0.3 * older).softmax(-1)
+        found[index] = tile_attention(weights, schedule, index)[None]
+    return found
+
+
+def _places(schedule: ScaleSchedule, index: int) -> Tensor:
+    """Centres of a scale's cells, in a square of side 1."""
+    height, width = schedule[index].grid
+    rows, columns = (torch.arange(n).add(0.5) / n for n in (height, width))
+    return torch.cartesian_prod(rows, columns)
 
 
 def shape_plan(depth: int, options: argparse.Namespace, names: list[str]) -> LitePlan:
     schedule = ScaleSchedule.parse(options.scales)
-    # Blocks are alike here: one is searched, and its windows taken for all.
-    late = first_late_scale(schedule)
-    left = scores_left(options.saving, 2, early_share(schedule, late or 0))
-    bounds = windows_for(nearby_attention(schedule, 1, depth), left)
+    late = late_scales(schedule)[0]
+    left = scores_left(options.saving, 2, early_share(schedule, late))
+    # Blocks are alike here: one is searched, and its keys taken for all.
+    keys = best_keys(nearby_attention(schedule, depth), schedule, left)
     precision = {name: 16 if "contract" in name else 8 for name in names}
-    return LitePlan(LiteConfig(schedule, precision, share_from=late), bounds.expand(depth, -1, -1, -1, -1))
+    every = {index: kept.expand(depth, -1, -1, -1) for index, kept in keys.items()}
+    return LitePlan(LiteConfig(schedule, precision, share_from=late), keys=every)
+
+
+def left_out(plan: LitePlan) -> float:
+    """The share of scores that windows leave out, whatever is shared: what the published formula starts from."""
+    return attention_saved(LitePlan(replace(plan.config, share_from=None), plan.widths, plan.keys), 1)
 
 
 def count_attention(depth: int, options: argparse.Namespace) -> dict[str, Any]:
     """The attention of one image with guidance, counted by the attention itself; on no data, so at no cost."""
     plan, work = shape_plan(depth, options, []), Work()
     schedule, meta = plan.config.schedule, torch.device("meta")
-    assert plan.bounds is not None and plan.config.share_from is not None
-    keys, values = (Vectors.of(torch.empty(n, schedule.length, depth, 64, device=meta)) for n in (1, 2))
-    both = Vectors.of(torch.empty(2, schedule.length, depth, 64, device=meta))
+    assert plan.config.share_from is not None
+    one, two = (Vectors.of(torch.empty(n, schedule.length, depth, 64, device=meta)) for n in (1, 2))
     for index, ((_, stop), window) in enumerate(zip(schedule.ranges, plan.windows(0), strict=True)):
-        shared = index >= plan.config.share_from
-        query = torch.empty(1 if shared else 2, schedule.lengths[index], depth, 64, device=meta)
+        keys = one if index >= plan.config.share_from else two
+        query = torch.empty(keys.rows, schedule.lengths[index], depth, 64, device=meta)
         place = None if window is None else window.to(meta)
-        lite_attention(query, keys if shared else both, values, stop, 1.0, window=place, work=work)
-    masked = 1 - computed_share(schedule, plan.bounds[:1])
+        lite_attention(query, keys, two, stop, 1.0, window=place, work=work)
     return {
         "depth": depth,
         "full_gflop": 2 * work.full * depth / 1e9,
         "done_gflop": 2 * work.done * depth / 1e9,
         "saved": work.saved,
-        "scores_left_out": masked,
-        "published_formula": 1 - (1 - masked) / 2,
+        "scores_left_out": left_out(plan),
+        "published_formula": 1 - (1 - left_out(plan)) / 2,
     }
 
 
@@ -265,12 +268,10 @@ def main() -> None:
         console.print(f"Fréchet distances {result['quality']} in {time.perf_counter() - began:.0f} s")
     sheet(plain, lite, out, options.seed)
     work = lite.attention_work
-    computed = computed_share(lite.plan.config.schedule, lite.plan.bounds) if lite.plan.bounds is not None else 1.0
     result["attention"] = {
         "saved": work.saved,
-        "done_per_full": work.done / work.full,
-        "scores_left_out": 1 - computed,
-        "published_formula": 1 - computed / 2,
+        "scores_left_out": left_out(lite.plan),
+        "published_formula": 1 - (1 - left_out(lite.plan)) / 2,
     }
     plain, lite = (nextscale.load(options.model, dtype="bfloat16", lite=each) for each in (None, options.lite))
     result["resources"] = compare_resources(plain, lite, options)

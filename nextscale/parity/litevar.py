@@ -16,7 +16,7 @@ from nextscale.parity.building import build_model
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
 from nextscale.tasks.generation.litevar import LiteConfig, LitePlan, LiteTransformer, compress, simulate
-from nextscale.tasks.generation.litevar_attention import Form, lite_attention
+from nextscale.tasks.generation.litevar_attention import Form, LiteAttention, lite_attention
 from nextscale.tasks.generation.litevar_cache import Vectors
 from nextscale.tasks.generation.litevar_packing import linears
 from nextscale.tasks.generation.litevar_quantizers import Quantizer, Simulation
@@ -80,6 +80,7 @@ def sample(case: Case) -> Mapping[str, Any]:
     if mode:
         for block, mask in zip(transformer.blocks, masks, strict=True):
             windows = [window_of(mask, schedule, index) for index in range(len(schedule))]
+            assert isinstance(block.attention, LiteAttention)
             block.attention.plan.windows[:] = windows
     options = case.options
     emitter = CategoricalEmitter(options["top_k"], options["top_p"], smooth=options["more_smooth"])

@@ -8,16 +8,19 @@ plan is found by :func:`nextscale.tasks.generation.litevar_calibration.calibrate
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from nextscale.core.attention import Visibility
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.checkpoint import CheckpointError, read_folder, save_folder
 from nextscale.core.config import from_json, to_json
@@ -38,6 +41,7 @@ from nextscale.tasks.generation.litevar_packing import (
     replace as replace_module,
 )
 from nextscale.tasks.generation.litevar_quantizers import SimulatedLinear, Simulation
+from nextscale.tasks.generation.litevar_search import TileKeys
 from nextscale.tasks.generation.litevar_windows import ALL, Window, tile_size, visible_mask
 
 SYSTEM = "litevar-plan"
@@ -88,52 +92,79 @@ class LitePlan:
     """What a model saves.
 
     Attributes:
-        bounds: of the window of each block, head, query scale and key scale: how far it reaches before and after the
-            query's own place (:mod:`nextscale.tasks.generation.litevar_windows`); None: no windows. What lies above
-            the diagonal of scales has no meaning.
+        widths: of the window of each block, head, query scale and key scale, as published; what lies above the diagonal
+            of scales has no meaning.
+        keys: in place of widths: for each late scale, the keys that the tiles of its queries see.
     """
 
     config: LiteConfig
-    bounds: Int[Tensor, "blocks heads scales scales 2"] | None = None
+    widths: Int[Tensor, "blocks heads scales scales"] | None = None
+    keys: TileKeys | None = None
 
     def save(self, folder: str | Path) -> Path:
-        """Write the plan: bounds as safetensors, all else as JSON."""
-        state = {} if self.bounds is None else {"bounds": self.bounds.to(torch.int16)}
+        """Write the plan: windows as safetensors (keys as bits), all else as JSON."""
+        state = {} if self.widths is None else {"widths": self.widths.to(torch.int16)}
+        for index, kept in (self.keys or {}).items():
+            state[f"keys.{index}"] = torch.from_numpy(np.packbits(kept.numpy(), axis=-1))
         return save_folder(folder, state, {"system": SYSTEM, "config": to_json(self.config)})
 
     @classmethod
-    def load(cls, folder: str | Path) -> LitePlan:
+    def load(cls, folder: str | os.PathLike[str]) -> LitePlan:
         """What :meth:`save` wrote.
 
         Raises:
             CheckpointError: the folder holds no plan, or a damaged one.
         """
-        state, content = read_folder(folder)
+        state, content = read_folder(Path(folder))
         if content.get("system") != SYSTEM:
             raise CheckpointError(
                 f"{folder} holds a saved {content.get('system')!r}, expected the plan that `nextscale calibrate` writes"
             )
         config = from_json(LiteConfig, content["config"])
-        bounds, scales = state.get("bounds"), len(config.schedule)
-        if bounds is not None and (bounds.ndim != 5 or bounds.shape[2:] != (scales, scales, 2)):
-            raise CheckpointError(f"{folder}: windows of shape {tuple(bounds.shape)} do not fit the {scales} scales")
-        return cls(config, bounds)
+        schedule = config.schedule
+        widths, keys = state.get("widths"), dict[int, Tensor]()
+        if widths is not None and (widths.ndim != 4 or widths.shape[2:] != (len(schedule), len(schedule))):
+            raise CheckpointError(f"{folder}: widths of shape {tuple(widths.shape)} do not fit the scales '{schedule}'")
+        for name, bits in state.items():
+            if name.startswith("keys."):
+                index = int(name.removeprefix("keys."))
+                stop, tiles = schedule.ranges[index][1], -(-schedule.lengths[index] // tile_size(schedule, index))
+                if bits.shape[2:] != (tiles, -(-stop // 8)) or bits.dtype != torch.uint8:
+                    raise CheckpointError(f"{folder}: {name} of shape {tuple(bits.shape)} does not fit '{schedule}'")
+                keys[index] = torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=stop)).bool()
+        return cls(config, widths, keys or None)
+
+    @property
+    def sizes(self) -> tuple[int, int] | None:
+        """Blocks and heads that the windows are for; None without windows."""
+        given = [*(self.keys or {}).values(), *([] if self.widths is None else [self.widths])]
+        return (given[0].shape[0], given[0].shape[1]) if given else None
 
     def windows(self, block: int) -> list[Window | None]:
         """One block's windows, scale by scale; empty where there are none."""
-        if self.bounds is None:
+        if self.sizes is None:
             return []
         return [self._window(block, index) for index in range(len(self.config.schedule))]
 
     def _window(self, block: int, index: int) -> Window | None:
-        assert self.bounds is not None
-        bounds = self.bounds[block, :, index]
-        if bool((bounds[:, : index + 1] == ALL).all()):
-            return None
-        mask = visible_mask(self.config.schedule, index, bounds)
+        schedule, exact = self.config.schedule, self.config.form != "absent"
+        queries, tile = schedule.lengths[index], tile_size(schedule, index)
+        if self.keys is not None:
+            if index not in self.keys:
+                return None
+            kept = self.keys[index][block]
+            if not exact:
+                return Window.from_tiles(kept, queries, tile)
+            mask = kept.repeat_interleave(tile, dim=1)[:, :queries]
+        else:
+            assert self.widths is not None
+            widths = self.widths[block, :, index]
+            if bool((widths[:, : index + 1] == ALL).all()):
+                return None
+            mask = visible_mask(schedule, index, widths)
         if not bool(mask.any(2).all()):
             raise ValueError(f"the windows of block {block} leave queries of scale {index} without any key")
-        return Window.from_mask(mask, tile_size(self.config.schedule, index), exact=self.config.form != "absent")
+        return Window.from_mask(mask, tile, exact)
 
 
 # --- compressing --------------------------------------------------------------------------------------
@@ -178,13 +209,12 @@ def check(model: nn.Module, plan: LitePlan) -> None:
                 f"block {number} of this {type(model).__name__} has an attention of its own "
                 f"({type(block.attention).__name__}), which cannot be compressed"
             )
-    if plan.bounds is not None:
-        sizes = (transformer.config.depth, transformer.config.heads)
-        if tuple(plan.bounds.shape[:2]) != sizes:
-            raise ValueError(
-                f"the plan has windows for {plan.bounds.shape[0]} blocks of {plan.bounds.shape[1]} heads, the model "
-                f"has {sizes[0]} of {sizes[1]}: calibrate this model"
-            )
+    sizes = (transformer.config.depth, transformer.config.heads)
+    if plan.sizes not in (None, sizes):
+        raise ValueError(
+            f"the plan has windows for {plan.sizes[0]} blocks of {plan.sizes[1]} heads, the model has {sizes[0]} of "
+            f"{sizes[1]}: calibrate this model"
+        )
     if config.fingerprint is not None and config.fingerprint != fingerprint(model):
         raise ValueError(
             "the plan was made for another model: windows and precision come from a model's own attention and "
@@ -221,7 +251,7 @@ def simulate(model: Model, settings: Simulation, plan: LitePlan | None = None) -
     if plan is None:
         plan = LitePlan(LiteConfig(ScaleSchedule.squares(1), share_from=None))
     form: Form = plan.config.form if settings.attention is None else "probabilities"
-    plan = LitePlan(replace(plan.config, form=form, cache_bits=16, precision={}), plan.bounds)
+    plan = LitePlan(replace(plan.config, form=form, cache_bits=16, precision={}), plan.widths, plan.keys)
     return _with_attention(model, plan, settings.attention)
 
 
@@ -279,12 +309,18 @@ class LiteTransformer(NextScaleTransformer):
         )
 
     def run_block(
-        self, block: Block, x: Tensor, modulation: Tensor, segments: Any = None,
-        cache: KeyValueCache | None = None, layer: int = 0,
-    ) -> Tensor:  # fmt: skip
+        self,
+        block: Block,
+        x: Tensor,
+        modulation: Tensor,
+        segments: Visibility | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        **given: Any,
+    ) -> Tensor:
         if isinstance(cache, LiteCache):
             cache.images = self.images
-        return super().run_block(block, x, modulation, segments, cache, layer)
+        return super().run_block(block, x, modulation, segments, cache, layer, **given)
 
 
 class LiteSession:
@@ -353,7 +389,7 @@ def _joined(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
 
 def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
     """Let a module be of another kind as well, with its parameters where they are."""
-    module.__class__ = _joined(kind, type(module))
+    module.__class__ = _joined(kind, type(module))  # type: ignore[arg-type]
     for name, value in attributes.items():
         setattr(module, name, value)
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nextscale.core.attention import attend
+from nextscale.core.attention import Visibility, attend
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.fused import linear
+from nextscale.core.rotary import Rotation, rotate
 from nextscale.core.schedule import ScaleSchedule, Segment
 from nextscale.core.transformer import SelfAttention
 from nextscale.tasks.generation.litevar_cache import LiteCache, Vectors
@@ -259,9 +260,23 @@ class LiteAttention(SelfAttention):
     plan: AttentionPlan
 
     def forward(
-        self, x: Tensor, segments: Sequence[Segment] | None = None, cache: KeyValueCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        segments: Visibility | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        rotation: Rotation | None = None,
     ) -> Tensor:
+        """As of :class:`nextscale.core.transformer.SelfAttention`, but for what the plan leaves out.
+
+        Raises:
+            ValueError: what is seen is given as a tensor, so that scales cannot be told.
+        """
+        if isinstance(segments, Tensor):
+            raise ValueError("a compressed model runs scale by scale; visibility was given as a bias, for training")
         plan, (q, k, v) = self.plan, self.project(x)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         start = 0 if cache is None else cache.filled(layer)
         if isinstance(cache, LiteCache):
             keys, values = cache.write(layer, k, v)

@@ -18,13 +18,13 @@ from nextscale.tasks.generation.litevar import LiteConfig, LitePlan, check, fing
 from nextscale.tasks.generation.litevar_packing import PackedLinear, linears, replace
 from nextscale.tasks.generation.litevar_recording import Recorder, Run, divergences, draw_recorded
 from nextscale.tasks.generation.litevar_search import (
-    FEW_TOKENS,
-    AttentionMass,
-    Bounds,
-    best_windows,
-    computed_share,
+    all_scores,
+    band_attention,
+    best_keys,
     kept_attention,
+    late_scales,
     published_windows,
+    tile_attention,
 )
 
 PUBLISHED_FLOOR = 0.003
@@ -42,9 +42,9 @@ class Calibration:
         images: pictures to draw.
         batch_size: drawn at once; memory and speed.
         seed: of the first picture.
-        rule: how windows are chosen. ``work``: those that lose least attention for the work that ``saving`` leaves;
-            ``mass``: the published rule, the narrowest that keep ``threshold`` of each key scale's attention; ``none``:
-            no windows.
+        rule: how windows are chosen. ``work``: the keys that get most attention, as many as the work that
+            ``saving`` leaves; ``mass``: the published rule, the narrowest bands that keep ``threshold`` of each key
+            scale's attention; ``none``: no windows.
         saving: share of the attention's multiplications to be saved, sharing included.
         threshold: of the rule ``mass``.
         share: let guidance branches share the first one's attention, from the first scale of 16 tokens on.
@@ -93,7 +93,8 @@ def calibrate(
     """
     settings, schedule = settings or Calibration(), model.config.schedule
     check(model, LitePlan(LiteConfig(schedule)))
-    share_from = first_late_scale(schedule) if settings.share else None
+    late = late_scales(schedule)
+    share_from = late[0] if settings.share and late else None
     layers = [name for name, _ in linears(model) if not any(part in name for part in settings.keep)]
     layers = layers if settings.weight_bits != 16 else []
     batches = range(0, settings.images, settings.batch_size)
@@ -105,25 +106,24 @@ def calibrate(
         if progress is not None:
             progress(done, parts)
 
-    recorder = Recorder(schedule, share_from, PUBLISHED_FLOOR if settings.rule == "mass" else 0.0)
+    published = settings.rule == "mass"
+    recorder = Recorder(schedule, _bands if published else _tiles, share_from, PUBLISHED_FLOOR if published else 0.0)
     for start in batches:
         number = min(settings.batch_size, settings.images - start)
         run = draw_recorded(model, number, settings.seed + start, recorder)
         count()
     # What follows runs the last batch again.
-    branches, early = (1, 0.0) if share_from is None else (run.branches, early_share(schedule, share_from))
-    measured, bounds = dict[str, Any](), None
     before = run.log_probabilities()
-    if settings.rule != "none":
-        mass = recorder.mass()
-        if settings.rule == "mass":
-            bounds = published_windows(mass, settings.threshold)
-        else:
-            bounds = windows_for(mass, scores_left(settings.saving, branches, early))
-        computed = computed_share(schedule, bounds)
-        measured["scores_computed"] = computed
-        measured["attention_saved"] = saved(computed, branches, early)
-        measured["attention_kept"] = kept_attention(mass, bounds)
+    measured, widths, keys = dict[str, Any](), None, None
+    if published:
+        scales = range(len(schedule))
+        shares = {(i, j): part for i in scales for j, part in enumerate(recorder.average(i))}
+        widths = published_windows(shares, schedule, settings.threshold)
+    elif settings.rule == "work":
+        branches, early = (1, 0.0) if share_from is None else (run.branches, early_share(schedule, share_from))
+        attention = {index: recorder.average(index)[0] for index in late_scales(schedule)}
+        keys = best_keys(attention, schedule, scores_left(settings.saving, branches, early))
+        measured["attention_kept"] = kept_attention(attention, keys, schedule)
     found = {}
     for name in layers:
         found[name] = layer_divergence(model, name, settings.weight_bits, settings.tolerance, run, before)
@@ -142,12 +142,17 @@ def calibrate(
         fingerprint=fingerprint(model),
         measured=measured,
     )
-    return LitePlan(config, bounds)
+    plan = LitePlan(config, widths, keys)
+    measured["attention_saved"] = attention_saved(plan, run.branches)
+    return plan
 
 
-def first_late_scale(schedule: ScaleSchedule) -> int | None:
-    """The first scale with tokens enough that something can be saved; None: there is none."""
-    return next((index for index, length in enumerate(schedule.lengths) if length >= FEW_TOKENS), None)
+def _tiles(attention: Tensor, schedule: ScaleSchedule, index: int) -> list[Tensor]:
+    return [tile_attention(attention, schedule, index)] if index in late_scales(schedule) else []
+
+
+def _bands(attention: Tensor, schedule: ScaleSchedule, index: int) -> list[Tensor]:
+    return band_attention(attention, schedule, index)
 
 
 # --- windows ------------------------------------------------------------------------------------------
@@ -164,26 +169,24 @@ def scores_left(saving: float, branches: int, early: float = 0.0) -> float:
     return early + (1 - saving - early) * 2 * branches / (1 + branches)
 
 
-def saved(computed: float, branches: int, early: float = 0.0) -> float:
-    """The share of multiplications saved where so many of the scores are computed; turns :func:`scores_left` round."""
-    return 1 - early - (computed - early) * (1 + branches) / (2 * branches)
-
-
 def early_share(schedule: ScaleSchedule, scales: int) -> float:
     """Scores of the first scales, as a share of all."""
-    scores = [length * stop for length, (_, stop) in zip(schedule.lengths, schedule.ranges, strict=True)]
-    return sum(scores[:scales]) / sum(scores)
+    return all_scores(schedule.prefix(scales)) / all_scores(schedule) if scales else 0.0
 
 
-def windows_for(mass: AttentionMass, share: float) -> Bounds:
-    """:func:`best_windows`, such that the work really done, tiles being filled up to equal numbers, is within it."""
-    aim = share
-    while True:
-        bounds = best_windows(mass, aim)
-        computed = computed_share(mass.schedule, bounds)
-        if computed <= share:
-            return bounds
-        aim *= min(share / computed, 0.995)
+def attention_saved(plan: LitePlan, branches: int) -> float:
+    """The share of multiplications that attention does not do under a plan, drawing with so many guidance branches."""
+    schedule, share_from = plan.config.schedule, plan.config.share_from
+    blocks, heads = plan.sizes or (1, 1)
+    done = full = 0
+    for block in range(blocks):
+        windows = plan.windows(block) or [None] * len(schedule)
+        for index, window in enumerate(windows):
+            scores = heads * schedule.lengths[index] * schedule.ranges[index][1]
+            shared = share_from is not None and index >= share_from
+            done += (scores if window is None else window.scores) * ((1 if shared else branches) + branches)
+            full += 2 * branches * scores
+    return 1 - done / full
 
 
 # --- precision ----------------------------------------------------------------------------------------

@@ -36,6 +36,11 @@ class PackedLinear(nn.Module):
         ValueError: there is no layer of so many bits, or a row of 4-bit weights does not fill whole bytes.
     """
 
+    packed: Tensor
+    packed_step: Tensor
+    packed_low: Tensor
+    bias: nn.Parameter | None
+
     def __init__(self, inputs: int, outputs: int, bits: int, *, bias: bool = True, activation_bits: int = 16) -> None:
         super().__init__()
         if bits not in BITS or activation_bits not in (8, 16):

@@ -1,4 +1,4 @@
-"""What calibration sees of a model while it draws: attention by offset, and all that a batch can be run again with."""
+"""What calibration sees of a model while it draws: attention, and all that a batch can be run again with."""
 
 from __future__ import annotations
 
@@ -13,25 +13,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nextscale.core.heads import CategoricalEmitter
+from nextscale.core.rotary import rotate
 from nextscale.core.sampling import Emission, ScaleContext, Session
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import SelfAttention
 from nextscale.tasks.generation.litevar import find_transformer
-from nextscale.tasks.generation.litevar_search import AttentionMass, histogram
 
 
 class Recorder:
-    """Adds up attention by offset, over batches.
+    """Adds up what is to be known of a model's attention, over batches.
 
     Args:
+        summary: of the attention of one block and scale, averaged over a batch, (heads, queries, keys): what to keep.
         share_from: the scale from which the first guidance branch's attention alone counts; None: all count alike.
         floor: attention below it, averaged over a batch, counts as none.
+
+    Attributes:
+        images: rows of a branch in the step that is run; None: not known.
     """
 
-    def __init__(self, schedule: ScaleSchedule, share_from: int | None = None, floor: float = 0.0) -> None:
-        self.schedule, self._share_from, self._floor = schedule, share_from, floor
-        self._sums: dict[tuple[int, int, int], Tensor] = {}
-        self._batches: dict[tuple[int, int, int], int] = {}
+    def __init__(
+        self,
+        schedule: ScaleSchedule,
+        summary: Callable[[Tensor, ScaleSchedule, int], list[Tensor]],
+        share_from: int | None = None,
+        floor: float = 0.0,
+    ) -> None:
+        self.schedule, self._summary, self._share_from, self._floor = schedule, summary, share_from, floor
+        self._sums: dict[tuple[int, int], list[Tensor]] = {}
+        self._batches = 0
         self.images: int | None = None
 
     def add(self, layer: int, index: int, query: Tensor, key: Tensor, scale: float) -> None:
@@ -43,29 +53,24 @@ class Recorder:
             scores = torch.einsum("qhd,khd->hqk", query[row].float(), key[row].float())
             weights += (scores * scale).softmax(-1)
         weights = weights / rows
-        weights = torch.where(weights < self._floor, 0, weights)
-        for j, (start, stop) in enumerate(self.schedule.ranges[: index + 1]):
-            place, part = (layer, index, j), histogram(weights[:, :, start:stop]).cpu()
-            self._sums[place] = self._sums[place] + part if place in self._sums else part
-            self._batches[place] = self._batches.get(place, 0) + 1
+        parts = self._summary(torch.where(weights < self._floor, 0, weights), self.schedule, index)
+        earlier = self._sums.get((layer, index), [torch.zeros(()) for _ in parts])
+        self._sums[layer, index] = [a + b.cpu() for a, b in zip(earlier, parts, strict=True)]
+        self._batches += layer == index == 0
 
-    def mass(self) -> AttentionMass:
-        """What was recorded, averaged.
+    def average(self, index: int) -> list[Float[Tensor, "blocks heads *rest"]]:
+        """The summaries of one scale, averaged over batches, block by block.
 
         Raises:
-            ValueError: nothing was recorded of some scale.
+            ValueError: nothing was recorded of this scale.
         """
-        layers = range(1 + max((layer for layer, _, _ in self._sums), default=-1))
-        shares = {}
-        for i in range(len(self.schedule)):
-            for j in range(i + 1):
-                found = [self._sums[n, i, j] / self._batches[n, i, j] for n in layers if (n, i, j) in self._sums]
-                if not found or len(found) != len(layers):
-                    raise ValueError(
-                        f"no attention of scale {i} was seen: windows are for models that run their scales one by one"
-                    )
-                shares[i, j] = torch.stack(found)
-        return AttentionMass(self.schedule, shares)
+        layers = 1 + max((layer for layer, _ in self._sums), default=-1)
+        if not layers or any((layer, index) not in self._sums for layer in range(layers)):
+            raise ValueError(
+                f"no attention of scale {index} was seen: windows are for models that run their scales one by one"
+            )
+        blocks = [self._sums[layer, index] for layer in range(layers)]
+        return [torch.stack(parts) / self._batches for parts in zip(*blocks, strict=True)]
 
 
 # --- one batch, to be run again -----------------------------------------------------------------------
@@ -136,8 +141,10 @@ def draw_recorded(model: Any, count: int, seed: int, recorder: Recorder) -> Run:
     """Draw pictures of random classes, recording attention and all that is needed to run the batch again.
 
     Raises:
-        ValueError: the model does not draw by starting a session of its own.
+        ValueError: the model draws no classes, or does not draw by starting a session of its own.
     """
+    if not hasattr(model.config, "classes"):
+        raise ValueError(f"this {type(model).__name__} draws no classes, of which pictures are drawn here")
     run = Run(None, [], [])
     original = model.start
 
@@ -169,8 +176,11 @@ def _recording_attention(model: nn.Module, recorder: Recorder) -> Iterator[None]
     kept: dict[int, Tensor] = {}
 
     def hook(layer: int) -> Callable[..., None]:
-        def seen(attention: SelfAttention, inputs: Any, output: Any) -> None:
+        def seen(attention: SelfAttention, inputs: Any, options: dict[str, Any], output: Any) -> None:
             query, key, _ = attention.project(inputs[0])
+            rotation = options.get("rotation")
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
             if layer in kept:
                 key = torch.cat((kept[layer], key), dim=1)
             kept[layer] = key
@@ -181,7 +191,9 @@ def _recording_attention(model: nn.Module, recorder: Recorder) -> Iterator[None]
         return seen
 
     blocks = find_transformer(model).blocks
-    handles = [block.attention.register_forward_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    handles = [
+        block.attention.register_forward_hook(hook(layer), with_kwargs=True) for layer, block in enumerate(blocks)
+    ]
     try:
         yield
     finally:

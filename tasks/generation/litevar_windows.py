@@ -1,69 +1,65 @@
-"""Windows of attention: which earlier tokens a query of a late scale still looks at.
+"""Windows of attention: which earlier tokens the queries of a late scale still look at.
+
+A processor computes few long rows better than many short ones, and gains nothing from single scores left out. So
+queries are taken in tiles of neighbours that share their keys: what any of them keeps, all of them see. A window is
+given by widths, as published, or by the keys of each tile.
 
 LiteVAR (arXiv 2411.17178) bands the attention map of late scales: per block, head, query scale i and key scale j, query
 x of i keeps the keys y of j with |y - x L_j / L_i| < width, in row-major positions of their scales. Bands follow the
 rows of the maps, so a band as wide as a row takes in a token's neighbours above and below.
-
-Many heads look at what lies some rows away and at nothing nearer. So windows here have two bounds,
--before < y - x L_j / L_i < after; the published ones are those with both bounds equal.
-
-A processor computes few long rows better than many short ones, and gains nothing from single scores left out. So
-queries are taken in tiles of neighbours that share their keys: what any of them keeps, all of them see.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nextscale.core.schedule import ScaleSchedule
 
 ALL, NONE = 32767, 0
-"""Bounds that keep every key of a scale, and none of them."""
+"""Widths that keep every key of a scale, and none of them."""
 
 TILE = (4, 16)
-"""Neighbouring queries that share their keys, at least and at most; between, a row of the map."""
+"""Neighbouring queries that share their keys, at least and at most; between, half a row of the map."""
 
 GROUPS = 4
 """Matrix products that one scale's tiles are gathered into, at most: each is as wide as its widest tile."""
 
 
 def tile_size(schedule: ScaleSchedule, index: int) -> int:
-    """Queries of a tile of one scale: a row, as far as a processor computes with it well."""
-    return min(max(schedule[index].width, TILE[0]), TILE[1], schedule.lengths[index])
+    """Queries of a tile of one scale."""
+    return min(max(-(-schedule[index].width // 2), TILE[0]), TILE[1], schedule.lengths[index])
 
 
 @lru_cache(maxsize=256)
-def offsets(queries: int, keys: int) -> tuple[Int[Tensor, "queries keys"], Int[Tensor, "queries keys"]]:
-    """y - x keys / queries for every query x and key y, rounded down and rounded up."""
+def least_widths(queries: int, keys: int) -> Int[Tensor, "queries keys"]:
+    """The smallest width with which a query keeps a key: the integer part of |y - x keys / queries|, plus one."""
     with torch.inference_mode(False):
-        x, y = torch.arange(queries, dtype=torch.int32)[:, None], torch.arange(keys, dtype=torch.int32)
-        exact = y * queries - x * keys
-        return exact.div(queries, rounding_mode="floor"), -(-exact).div(queries, rounding_mode="floor")
+        x, y = torch.arange(queries)[:, None], torch.arange(keys)
+        return ((y * queries - x * keys).abs() // queries + 1).to(torch.int32)
 
 
-def band(queries: int, keys: int, bounds: Int[Tensor, "heads 2"]) -> Bool[Tensor, "heads queries keys"]:
-    """True where -before < y - x keys / queries < after."""
-    before, after = bounds.to(torch.int32)[:, :, None, None].unbind(1)
-    down, up = offsets(queries, keys)
-    return (up > -before) & (down < after)
+def band(queries: int, keys: int, widths: Int[Tensor, " heads"]) -> Bool[Tensor, "heads queries keys"]:
+    """True where |y - x keys / queries| < width."""
+    return least_widths(queries, keys) <= widths.to(torch.int32)[:, None, None]
 
 
 def visible_mask(
-    schedule: ScaleSchedule, index: int, bounds: Int[Tensor, "heads scales 2"]
+    schedule: ScaleSchedule, index: int, widths: Int[Tensor, "heads scales"]
 ) -> Bool[Tensor, "heads queries keys"]:
     """What the queries of scale ``index`` keep of all keys up to their own scale.
 
     Args:
-        bounds: of this query scale, before and after for each head and key scale; those of later key scales have no
-            meaning.
+        widths: of this query scale, one per head and key scale; those of later key scales have no meaning.
     """
     lengths = schedule.lengths
-    return torch.cat([band(lengths[index], lengths[j], bounds[:, j]) for j in range(index + 1)], dim=2)
+    return torch.cat([band(lengths[index], lengths[j], widths[:, j]) for j in range(index + 1)], dim=2)
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,8 @@ class TileGroup:
 
     def to(self, device: torch.device) -> TileGroup:
         mask = None if self.mask is None else self.mask.to(device)
-        return TileGroup(*(t.to(device) for t in (self.tiles, self.heads, self.keys, self.counts)), mask)
+        tiles, heads, keys, counts = (t.to(device) for t in (self.tiles, self.heads, self.keys, self.counts))
+        return TileGroup(tiles, heads, keys, counts, mask)
 
     @property
     def nbytes(self) -> int:
@@ -114,29 +111,37 @@ class Window:
     mask: Bool[Tensor, "heads queries keys"] | None = None
 
     @classmethod
-    def from_mask(cls, mask: Bool[Tensor, "heads queries keys"], tile: int, exact: bool = False) -> Window:
+    def from_mask(cls, mask: Bool[Tensor, "heads queries keys"], tile: int, exact: bool = False) -> Self:
         """Tiles that take in at least what a mask keeps.
 
         Args:
             tile: queries of a tile.
             exact: keep the mask, so that no query sees more than it says.
         """
-        heads, queries, visible = mask.shape
-        tiles = -(-queries // tile)
-        padded = torch.zeros(heads, tiles * tile, visible, dtype=torch.bool)
-        padded[:, :queries] = mask
-        padded = padded.view(heads * tiles, tile, visible)
-        union = padded.any(1)
-        counts = union.sum(1)
+        padded = in_tiles(mask, tile)
+        return cls._grouped(padded.any(2), mask.shape[1], tile, padded if exact else None, mask if exact else None)
+
+    @classmethod
+    def from_tiles(cls, kept: Bool[Tensor, "heads tiles keys"], queries: int, tile: int) -> Self:
+        """Tiles with the keys of each given."""
+        return cls._grouped(kept, queries, tile, None, None)
+
+    @classmethod
+    def _grouped(cls, kept: Tensor, queries: int, tile: int, exact: Tensor | None, mask: Tensor | None) -> Self:
+        heads, tiles, visible = kept.shape
+        kept = kept.flatten(0, 1)
+        counts = kept.sum(1)
         groups = []
         for members in _grouped(counts, GROUPS):
             most = max(int(counts[members].max()), 1)
-            keys = (~union[members]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+            keys = (~kept[members]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
             filler = torch.arange(most) >= counts[members][:, None]
-            exact_mask = padded[members].gather(2, keys[:, None].expand(-1, tile, -1)) if exact else None
+            part = None
+            if exact is not None:
+                part = exact.flatten(0, 1)[members].gather(2, keys[:, None].expand(-1, tile, -1))
             keys = keys.masked_fill(filler, 0).to(torch.int32)
-            groups.append(TileGroup(members, members // tiles, keys, counts[members], exact_mask))
-        return cls(heads, queries, visible, tile, tiles, tuple(groups), mask if exact else None)
+            groups.append(TileGroup(members, members // tiles, keys, counts[members], part))
+        return cls(heads, queries, visible, tile, tiles, tuple(groups), mask)
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +160,13 @@ class Window:
         groups = tuple(group.to(device) for group in self.groups)
         mask = None if self.mask is None else self.mask.to(device)
         return Window(self.heads, self.queries, self.visible, self.tile, self.tiles, groups, mask)
+
+
+def in_tiles(x: Tensor, tile: int) -> Tensor:
+    """(heads, queries, keys) as (heads, tiles, tile, keys), filled up with zeros."""
+    heads, queries, keys = x.shape
+    tiles = -(-queries // tile)
+    return F.pad(x, (0, 0, 0, tiles * tile - queries)).view(heads, tiles, tile, keys)
 
 
 def _grouped(counts: Int[Tensor, " tiles"], most: int) -> list[Int[Tensor, " members"]]:
@@ -178,20 +190,3 @@ def _grouped(counts: Int[Tensor, " tiles"], most: int) -> list[Int[Tensor, " mem
         cuts.append((start, k))
         k, g = start, g - 1
     return [((inverse >= a) & (inverse < b)).nonzero()[:, 0] for a, b in reversed(cuts)]
-
-
-def tiled_scores(queries: int, keys: int, tile: int, before: Tensor, after: Tensor) -> Int[Tensor, " *windows"]:
-    """Scores that one head computes between two scales, for windows of these bounds, with its tiles' shared keys.
-
-    Args:
-        keys: no more than the queries, so that the windows of neighbouring queries overlap.
-    """
-    tiles = -(-queries // tile)
-    first = torch.arange(tiles) * tile
-    last = (first + tile - 1).clamp_max(queries - 1)
-    before, after = before[..., None].long(), after[..., None].long()
-    # The least key above x keys / queries - before, and the least at or above x keys / queries + after.
-    start = (first * keys).div(queries, rounding_mode="floor") - before + 1
-    stop = -(-last * keys).div(queries, rounding_mode="floor") + after
-    counts = stop.clamp_max(keys) - start.clamp_min(0)
-    return (counts.clamp_min(0) * (before + after > 0)).sum(-1) * tile

@@ -10,12 +10,19 @@ import torch
 import nextscale
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.generation.litevar import LiteConfig, LiteModel, LitePlan, compress, fingerprint, simulate
-from nextscale.tasks.generation.litevar_calibration import Calibration, calibrate, saved, scores_left
+from nextscale.tasks.generation.litevar_calibration import Calibration, attention_saved, calibrate, scores_left
 from nextscale.tasks.generation.litevar_packing import linears
 from nextscale.tasks.generation.litevar_quantizers import PUBLISHED
 from nextscale.tasks.generation.litevar_recording import Recorder, draw_recorded
-from nextscale.tasks.generation.litevar_search import best_windows, computed_share, kept_attention, published_windows
-from nextscale.tasks.generation.litevar_windows import ALL
+from nextscale.tasks.generation.litevar_search import (
+    band_attention,
+    best_keys,
+    kept_attention,
+    late_scales,
+    published_windows,
+    tile_attention,
+)
+from nextscale.tasks.generation.litevar_windows import ALL, tile_size
 from nextscale.tasks.generation.var import VAR
 
 SCHEDULE = ScaleSchedule.squares(1, 2, 4, 6)
@@ -28,12 +35,23 @@ def model(tiny: SimpleNamespace) -> VAR:
 
 
 def narrow(heads: int = 4) -> torch.Tensor:
-    """Two windows for the late scales: one around the query's place, one beside it."""
-    bounds = torch.full((2, heads, 4, 4, 2), ALL, dtype=torch.int16)
-    bounds[:, :, 2, 2] = torch.tensor([3, 3], dtype=torch.int16)
-    bounds[:, ::2, 3, 2] = 0
-    bounds[:, :, 3, 3] = torch.tensor([-2, 9], dtype=torch.int16)
-    return bounds
+    """Bands for the late scales."""
+    widths = torch.full((2, heads, 4, 4), ALL, dtype=torch.int16)
+    widths[:, :, 2, 2] = 3
+    widths[:, ::2, 3, 2] = 0
+    widths[:, :, 3, 3] = 9
+    return widths
+
+
+def picked(heads: int = 4) -> dict[int, torch.Tensor]:
+    """Keys for the tiles of the late scales."""
+    generator = torch.Generator().manual_seed(0)
+    keys = {}
+    for index in (2, 3):
+        tiles = -(-SCHEDULE.lengths[index] // tile_size(SCHEDULE, index))
+        keys[index] = torch.rand(2, heads, tiles, SCHEDULE.ranges[index][1], generator=generator) < 0.3
+        keys[index][..., 0] = True
+    return keys
 
 
 def copy(model: VAR, tiny: SimpleNamespace) -> VAR:
@@ -54,11 +72,13 @@ def test_without_savings_nothing_changes(model: VAR, tiny: SimpleNamespace) -> N
     assert lite.to_official().keys() == model.to_official().keys()
 
 
+@pytest.mark.parametrize("windows", ["widths", "keys"])
 @pytest.mark.parametrize("form", ["absent", "logits", "probabilities"])
-def test_scale_by_scale_is_all_at_once(form: str, model: VAR) -> None:
+def test_scale_by_scale_is_all_at_once(form: str, windows: str, model: VAR) -> None:
     """Windows and packed weights are the same in both; shared attention belongs to drawing alone."""
     precision = {name: 8 for name, _ in linears(model)}
-    compress(model, LitePlan(replace(PLAIN, form=form, precision=precision), narrow()))
+    given = {"widths": narrow()} if windows == "widths" else {"keys": picked()}
+    compress(model, LitePlan(replace(PLAIN, form=form, precision=precision), **given))  # type: ignore[arg-type]
     labels = torch.tensor([1, 4])
     with torch.inference_mode():
         tokens = model.tokenizer.encode(torch.rand(2, 3, 12, 12) * 2 - 1)
@@ -79,7 +99,7 @@ def test_scale_by_scale_is_all_at_once(form: str, model: VAR) -> None:
 
 
 def test_an_image_is_the_same_alone_and_in_any_batch(model: VAR) -> None:
-    compress(model, LitePlan(LiteConfig(SCHEDULE), narrow()))
+    compress(model, LitePlan(LiteConfig(SCHEDULE), keys=picked()))
     together = model.generate([0, 1, 2], 3, 7, batch_size=3)
     apart = model.generate([0, 1, 2], 3, 7, batch_size=2)
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
@@ -125,7 +145,7 @@ def test_cache_and_weights_take_fewer_bytes(model: VAR, tiny: SimpleNamespace) -
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_saved_model_comes_back_packed(bits: int, model: VAR, tmp_path: Path) -> None:
     precision = {name: bits for name, _ in linears(model) if "contract" not in name}
-    plan = LitePlan(LiteConfig(SCHEDULE, precision, fingerprint=fingerprint(model)), narrow())
+    plan = LitePlan(LiteConfig(SCHEDULE, precision, fingerprint=fingerprint(model)), keys=picked())
     plain_size = (model.save(tmp_path / "plain") / "model.safetensors").stat().st_size
     compress(model, plan)
     images = model.generate([0, 3], 2, 3)
@@ -146,7 +166,7 @@ def test_a_saved_model_comes_back_packed(bits: int, model: VAR, tmp_path: Path) 
 def test_plans_are_files_and_belong_to_a_model(model: VAR, tiny: SimpleNamespace, tmp_path: Path) -> None:
     plan = LitePlan(LiteConfig(SCHEDULE, {"head.linear": 4}, fingerprint=fingerprint(model)), narrow())
     again = LitePlan.load(plan.save(tmp_path / "plan"))
-    assert again.config == plan.config and again.bounds is not None and torch.equal(again.bounds, narrow())
+    assert again.config == plan.config and again.widths is not None and torch.equal(again.widths, narrow())
     model.save(tmp_path / "model")
     for source, dtype in ((tmp_path / "model", "float32"), (tmp_path / "model", "bfloat16")):
         assert isinstance(nextscale.load(source, lite=tmp_path / "plan", dtype=dtype), LiteModel)
@@ -212,7 +232,8 @@ def test_calibration_saves_what_is_asked(model: VAR) -> None:
         tried = {int(b): value for b, value in found.get(name, {}).items()}
         assert bits == next((b for b in sorted(tried) if tried[b] <= 1e-4), 16)
     again = calibrate(model, settings)
-    assert torch.equal(again.bounds, plan.bounds) and again.config == plan.config  # type: ignore[arg-type]
+    assert again.config == plan.config and again.keys is not None and plan.keys is not None
+    assert all(torch.equal(again.keys[index], plan.keys[index]) for index in (2, 3))
     compress(model, plan)
     model.generate([0, 1], 2)
     work = model.attention_work
@@ -220,36 +241,38 @@ def test_calibration_saves_what_is_asked(model: VAR) -> None:
 
 
 def test_windows_for_less_work_keep_less(model: VAR) -> None:
-    recorder = Recorder(SCHEDULE)
+    recorder = Recorder(SCHEDULE, lambda *given: [tile_attention(*given), *band_attention(*given)])
     run = draw_recorded(model, 4, 0, recorder)
     assert run.branches == 2 and [len(w) for w in run.weights] == [2] * 4
-    mass = recorder.mass()
+    attention, bands = dict[int, torch.Tensor](), dict[tuple[int, int], torch.Tensor]()
     for index in range(4):
-        total = sum(mass.total(index, j) for j in range(index + 1))
-        torch.testing.assert_close(total, torch.ones(2, 4), rtol=1e-4, atol=1e-4)
+        tiles, *parts = recorder.average(index)
+        torch.testing.assert_close(tiles.sum(-1), torch.ones(tiles.shape[:3]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sum(p.sum(-1) for p in parts), torch.ones(2, 4), rtol=1e-4, atol=1e-4)
+        bands |= {(index, j): part for j, part in enumerate(parts)}
+        if index in late_scales(SCHEDULE):
+            attention[index] = tiles
     kept = []
-    for share in (0.9, 0.6, 0.4):
-        bounds = best_windows(mass, share)
-        kept.append(kept_attention(mass, bounds))
-        assert 0.7 * share < computed_share(SCHEDULE, bounds) < 1.15 * share
+    for share in (0.9, 0.6, 0.3):
+        keys = best_keys(attention, SCHEDULE, share)
+        kept.append(kept_attention(attention, keys, SCHEDULE))
+        saved = attention_saved(LitePlan(PLAIN, keys=keys), 2)
+        assert 1 - share <= saved < 1 - 0.8 * share
     assert 1 > kept[0] > kept[1] > kept[2] > 0.3
-    for threshold, least in ((0.95, 0.85), (0.5, 0.4)):
-        bounds = published_windows(mass, threshold)
-        assert torch.equal(bounds[..., 0], bounds[..., 1]) and (bounds[:, :, :2] == ALL).all()
-        assert kept_attention(mass, bounds) > least
-    assert scores_left(0.75, 2) == pytest.approx(1 / 3)
-    assert saved(scores_left(0.6, 2, 0.1), 2, 0.1) == pytest.approx(0.6)
-    with pytest.raises(ValueError, match=r"1\.0% of the scores were to be computed, but the small scales alone"):
-        best_windows(mass, 0.01)
+    widths = [published_windows(bands, SCHEDULE, threshold) for threshold in (0.95, 0.5)]
+    assert (widths[0] >= widths[1]).all() and (widths[1] < widths[0]).any() and (widths[0][:, :, :2] == ALL).all()
+    assert scores_left(0.75, 2) == pytest.approx(1 / 3) and scores_left(0.6, 1, 0.1) == pytest.approx(0.4)
+    with pytest.raises(ValueError, match=r"1\.0% of the scores were to be computed, but the small scales"):
+        best_keys(attention, SCHEDULE, 0.01)
     with pytest.raises(ValueError, match="threshold is 2"):
-        published_windows(mass, 2)
+        published_windows(bands, SCHEDULE, 2)
 
 
 def test_calibration_by_the_published_rule_and_without_windows(model: VAR, tiny: SimpleNamespace) -> None:
     plan = calibrate(model, Calibration(images=2, rule="mass", share=False, weight_bits=16))
-    assert plan.bounds is not None and plan.config.share_from is None and set(plan.config.precision.values()) == {16}
+    assert plan.widths is not None and plan.config.share_from is None and set(plan.config.precision.values()) == {16}
     plan = calibrate(model, Calibration(images=2, rule="none"))
-    assert plan.bounds is None and "attention_saved" not in plan.config.measured
+    assert plan.sizes is None and plan.config.measured["attention_saved"] == pytest.approx(0.25, abs=0.01)
     for wrong in ({"images": 0}, {"rule": "best"}, {"weight_bits": 5}, {"saving": 1.0}):
         with pytest.raises(ValueError):
             Calibration(**wrong)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from nextscale.tasks.generation import litevar_attention
 from nextscale.tasks.generation.litevar_attention import Work, lite_attention
 from nextscale.tasks.generation.litevar_cache import LiteCache, Vectors
 from nextscale.tasks.generation.litevar_search import banded_keys, published_widths
-from nextscale.tasks.generation.litevar_windows import ALL, Window, band, tiled_scores
+from nextscale.tasks.generation.litevar_windows import ALL, NONE, Window, band, in_tiles
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256
 
 HEADS, SIZE = 3, 8
@@ -48,34 +48,28 @@ def test_bands_are_the_published_ones(queries: int, keys: int) -> None:
     x, y = torch.arange(queries)[:, None], torch.arange(keys)
     for width in (1, 2, 5):
         expected = (x.double() * keys / queries - y).abs() < width
-        assert torch.equal(band(queries, keys, torch.tensor([[width, width]]))[0], expected)
-    bounds = torch.tensor([[ALL, ALL], [0, 0], [-2, 5]])
-    everything, nothing, later = band(queries, keys, bounds)
-    offset = y - x.double() * keys / queries
-    assert everything.all() and not nothing.any() and torch.equal(later, (offset > 2) & (offset < 5))
+        assert torch.equal(band(queries, keys, torch.tensor([width]))[0], expected)
+    everything, nothing = band(queries, keys, torch.tensor([ALL, NONE]))
+    assert everything.all() and not nothing.any()
 
 
 def test_published_list_of_banded_keys() -> None:
     counts = [len(banded_keys(SCHEDULE_256, index)) for index in range(10)]
     assert counts == [0, 0, 0, 2, 3, 3, 4, 5, 6, 7]
-    widths = published_widths(SCHEDULE_256, 9, 9)
+    widths = published_widths(SCHEDULE_256, 9)
     assert widths[:5] == [16, 20, 24, 28, 32] and widths[-1] == 240
 
 
-@given(
-    queries=st.integers(4, 30), keys=st.integers(1, 30), tile=st.integers(1, 8),
-    before=st.integers(-12, 12), after=st.integers(-12, 12),
-)  # fmt: skip
-def test_counted_scores_are_those_of_the_tiles(queries: int, keys: int, tile: int, before: int, after: int) -> None:
-    keys = min(keys, queries)
-    mask = band(queries, keys, torch.tensor([[before, after]]))
-    tiles = -(-queries // tile)
-    padded = torch.zeros(tiles * tile, keys, dtype=torch.bool)
-    padded[:queries] = mask[0]
-    expected = int(padded.view(tiles, tile, keys).any(1).sum()) * tile
-    counted = int(tiled_scores(queries, keys, tile, torch.tensor(before), torch.tensor(after)))
-    # Windows narrower than the step between keys may leave a gap between the queries of a tile, and are then counted.
-    assert counted >= expected if before + after < 2 else counted == expected
+@given(heads=st.integers(1, 3), queries=st.integers(1, 20), visible=st.integers(1, 30), tile=st.integers(1, 8))
+def test_tiles_take_in_what_a_mask_keeps(heads: int, queries: int, visible: int, tile: int) -> None:
+    mask = torch.rand(heads, queries, visible) < 0.2
+    window = Window.from_mask(mask, tile)
+    kept = in_tiles(mask, tile).any(2)
+    assert torch.equal(seen(window), kept.repeat_interleave(tile, dim=1)[:, :queries])
+    again = Window.from_tiles(kept, queries, tile)
+    assert again.scores == window.scores >= int(kept.sum()) * tile
+    # Filling tiles up to four lengths costs less than filling them up to one.
+    assert window.scores <= max(int(kept.sum(2).max()), 1) * kept.shape[0] * kept.shape[1] * tile
 
 
 @pytest.mark.parametrize("queries", [16, 21])
@@ -161,6 +155,6 @@ def test_cache_keeps_one_branch_of_keys() -> None:
 
 def test_windows_of_streams_and_uneven_maps() -> None:
     schedule = ScaleSchedule.parse("1 3x5 4x7")
-    mask = torch.cat([band(28, n, torch.tensor([[3, 3]])) for n in schedule.lengths], dim=2)
+    mask = torch.cat([band(28, n, torch.tensor([3])) for n in schedule.lengths], dim=2)
     window = Window.from_mask(mask, 7)
     assert window.tiles == 4 and (seen(window) >= mask).all() and window.nbytes > 0
