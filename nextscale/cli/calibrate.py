@@ -85,11 +85,11 @@ def run(arguments: Any) -> None:
     folder = plan.save(arguments.out)
     bits = list(plan.config.precision.values())
     measured = plan.config.measured
-    rows: list[tuple[str, object]] = [("linear layers", ", ".join(f"{bits.count(b)} of {b} bits" for b in (4, 8, 16)))]
-    if "attention_saved" in measured:
-        rows += [
-            ("attention saved", f"{measured['attention_saved']:.1%} of its multiplications"),
-            ("attention kept", f"{measured['attention_kept']:.1%} of what late scales look at"),
-        ]
+    rows: list[tuple[str, object]] = [
+        ("linear layers", ", ".join(f"{bits.count(b)} of {b} bits" for b in (4, 8, 16))),
+        ("attention saved", f"{measured['attention_saved']:.1%} of its multiplications"),
+    ]
+    if "attention_kept" in measured:
+        rows.append(("attention kept", f"{measured['attention_kept']:.1%} of what late scales look at"))
     say(pairs([*rows, ("plan", folder)]))
     note(f"use it: nextscale generate {arguments.model} --lite {folder}")

@@ -9,6 +9,7 @@ import torch
 
 import nextscale
 from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.generation.code import CoDe
 from nextscale.tasks.generation.litevar import LiteConfig, LiteModel, LitePlan, compress, fingerprint, simulate
 from nextscale.tasks.generation.litevar_calibration import Calibration, attention_saved, calibrate, scores_left
 from nextscale.tasks.generation.litevar_packing import linears
@@ -285,3 +286,16 @@ def test_flexvar_too(tiny: SimpleNamespace) -> None:
     before = flex.generate([0, 1], 2)
     lite = compress(flex, plan)
     assert lite.generate([0, 1], 2).shape == before.shape and lite.attention_work.saved > 0.2
+
+
+def test_parts_of_a_pair(model: VAR, tiny: SimpleNamespace) -> None:
+    """Each model of a CoDe for itself, over the scales that it runs."""
+    other = copy(model, tiny)
+    pair = CoDe([model, other], [3])
+    images = pair.generate([0, 1], 2)
+    with pytest.raises(ValueError, match="has 2 next-scale transformers: compress its parts one by one"):
+        compress(pair, LitePlan(PLAIN))
+    for part in (model, other):
+        compress(part, LitePlan(replace(PLAIN, share_from=2), keys=picked()))
+    assert pair.generate([0, 1], 2).shape == images.shape
+    assert min(part.attention_work.saved for part in (model, other)) > 0.3  # type: ignore[attr-defined]
