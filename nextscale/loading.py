@@ -191,7 +191,7 @@ def build(opened: Opened, **overrides: Any) -> Any:
             from nextscale.tasks.generation.litevar import LitePlan, rebuild
 
             plan = LitePlan.load(opened.path / LITE)
-            return rebuild(system.model_class, opened.content, opened.config, plan, **needed)
+            return _at_home(rebuild(system.model_class, opened.content, opened.config, plan, **needed), opened)
         return _at_home(system.model_class.from_saved(opened.content, opened.config, **needed), opened)
     known = [*system.overrides, *system.needs]
     if unknown := [key for key in overrides if key not in known]:

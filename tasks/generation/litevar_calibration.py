@@ -119,9 +119,9 @@ def calibrate(
         scales = range(len(schedule))
         shares = {(i, j): part for i in scales for j, part in enumerate(recorder.average(i))}
         widths = published_windows(shares, schedule, settings.threshold)
-    elif settings.rule == "work":
+    elif settings.rule == "work" and late:
         branches, early = (1, 0.0) if share_from is None else (run.branches, early_share(schedule, share_from))
-        attention = {index: recorder.average(index)[0] for index in late_scales(schedule)}
+        attention = {index: recorder.average(index)[0] for index in late}
         keys = best_keys(attention, schedule, scores_left(settings.saving, branches, early))
         measured["attention_kept"] = kept_attention(attention, keys, schedule)
     found = {}
