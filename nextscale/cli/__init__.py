@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "official files to this library's format and back; take training checkpoints apart",
     "train": "train or fine-tune on your own images",
     "calibrate": "find what a model can do without, for --lite: less attention, smaller weights and cache",
+    "evaluate": "measure a model, or a folder of results, by a benchmark's protocol",
     "bench": "how fast a model draws on this machine",
     "demo": "draw with the model that ships with the library, and show it on a page",
 }

@@ -1,0 +1,32 @@
+"""``nextscale evaluate``
+
+Each benchmark is a module with ``add_arguments(parser)`` and ``run(arguments)``, as commands are.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+EVALUATIONS: dict[str, str] = {}
+"""What can be evaluated, ``nextscale.cli.evaluate_<name>``, and its summary."""
+
+
+def add_arguments(parser: Any) -> None:
+    from nextscale.cli.parsing import new_parser
+
+    tasks = parser.add_subcommands(title="what to evaluate", metavar="TASK")
+    for name, summary in EVALUATIONS.items():
+        task = new_parser(f"nextscale evaluate {name}", summary[0].upper() + summary[1:] + ".")
+        module(name).add_arguments(task)
+        tasks.add_subcommand(name, task, help=summary)
+
+
+def run(arguments: Any) -> None:
+    task = arguments.subcommand
+    module(task).run(arguments[task])
+
+
+def module(name: str) -> Any:
+    """The module of a benchmark."""
+    return import_module(f"nextscale.cli.evaluate_{name}")
