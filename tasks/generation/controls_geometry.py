@@ -37,7 +37,8 @@ def nearness(image: Float[Tensor, "3 height width"], model: Any) -> Float[Tensor
         model = transformers_depth(model)
     with torch.inference_mode():
         if hasattr(model, "predict"):
-            distance = torch.as_tensor(model.predict(image)).float().squeeze()
+            predicted = model.predict(image)
+            distance = torch.as_tensor(getattr(predicted, "depth", predicted)).float().squeeze()
             found = 1 / distance.clamp_min(distance[distance > 0].min() if bool((distance > 0).any()) else 1e-6)
         else:
             found = torch.as_tensor(model(image)).float().squeeze()
