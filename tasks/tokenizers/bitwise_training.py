@@ -21,7 +21,7 @@ from nextscale.core.training import Batch, Metrics
 from nextscale.tasks.data import Load, tokenizer_of
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
 from nextscale.tasks.tokenizers.bitwise_vq import AUTOENCODER, BitwiseOutput, BitwiseVQ, BitwiseVQConfig
-from nextscale.tasks.tokenizers.recipe import TokenizerRecipe
+from nextscale.tasks.tokenizers.recipe import TokenizerRecipe, take_autoencoder
 from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
 
 
@@ -78,6 +78,8 @@ class BitwiseTokenizerRecipe(TokenizerRecipe):
     Attributes:
         scales: token maps, coarse to fine; the last times the stride (and the quantiser's patch) is the image size.
         autoencoder: its latent channels are the quantiser's bits, whatever is named here.
+        init: tokenizer to start from. Of Infinity's, all is taken, sizes too; of another, the weights of autoencoder
+            parts that have the same names and shapes here.
         early: weight of the reconstruction from a drawn beginning of the pyramid; 0: none.
     """
 
@@ -92,14 +94,15 @@ class BitwiseTokenizerRecipe(TokenizerRecipe):
             raise ValueError(f"early is {self.early}; expected 0 or more")
 
     def start(self, schedule: ScaleSchedule, load: Load) -> BitwiseVQ:
-        if self.init is None:
-            autoencoder = replace(self.autoencoder, latent_channels=self.quantizer.bits)
-            return BitwiseVQ(BitwiseVQConfig(autoencoder, self.quantizer, schedule))
-        source = tokenizer_of(load(self.init))
-        if not isinstance(source, BitwiseVQ):
-            raise ValueError(f"{self.init} is a {type(source).__name__}, expected a bitwise tokenizer")
-        source.config = replace(source.config, schedule=schedule)
-        return source
+        source = None if self.init is None else tokenizer_of(load(self.init))
+        if isinstance(source, BitwiseVQ):
+            source.config = replace(source.config, schedule=schedule)
+            return source
+        autoencoder = replace(self.autoencoder, latent_channels=self.quantizer.bits)
+        tokenizer = BitwiseVQ(BitwiseVQConfig(autoencoder, self.quantizer, schedule))
+        if source is not None:
+            take_autoencoder(tokenizer, source, str(self.init))
+        return tokenizer
 
     def task(self, tokenizer: Any) -> BitwiseTokenizerTraining:
         return BitwiseTokenizerTraining(tokenizer, self.loss, early=self.early, seed=self.training.seed)

@@ -8,7 +8,6 @@ time for all of them would exceed that for the image.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +27,7 @@ from nextscale.tasks.tokenizers.flex_vq import (
     FlexVQConfig,
     reduced,
 )
-from nextscale.tasks.tokenizers.recipe import TokenizerRecipe, example_images
+from nextscale.tasks.tokenizers.recipe import TokenizerRecipe, example_images, take_autoencoder
 from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
 
 
@@ -106,13 +105,7 @@ class FlexTokenizerRecipe(TokenizerRecipe):
             return source
         tokenizer = FlexVQ(FlexVQConfig(self.autoencoder, self.quantizer, schedule=schedule))
         if source is not None:
-            fitting = dict(_fitting(source, tokenizer))
-            if not fitting:
-                raise ValueError(
-                    f"no weight of the autoencoder in {self.init} has the shape it needs here: give its sizes as "
-                    "autoencoder"
-                )
-            tokenizer.load_state_dict(fitting, strict=False)
+            take_autoencoder(tokenizer, source, str(self.init))
         return tokenizer
 
     def task(self, tokenizer: Any) -> FlexTokenizerTraining:
@@ -132,11 +125,3 @@ class FlexTokenizerRecipe(TokenizerRecipe):
                 pictures = (tokenizer.decode_features(maps[index]).cpu() + 1) / 2
                 rows.append((str(schedule[index]), list(F.interpolate(pictures, size=images.shape[-2:]))))
         return Examples(rows)
-
-
-def _fitting(source: nn.Module, tokenizer: FlexVQ) -> Iterator[tuple[str, Tensor]]:
-    """Weights of another tokenizer's encoder and decoder that the new one has too."""
-    own = tokenizer.state_dict()
-    for name, value in source.state_dict().items():
-        if name.startswith(("encoder.", "decoder.")) and name in own and own[name].shape == value.shape:
-            yield name, value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.core.autoencoder import AutoencoderConfig, lay_out_channels_last
 from nextscale.core.quantizer import QuantizerConfig
@@ -107,6 +107,28 @@ class TokenizerRecipe:
         assert isinstance(run.task, TokenizerTraining)
         with run.averaged():
             return run.task.tokenizer.save(Path(self.training.output) / "model")
+
+
+def take_autoencoder(tokenizer: nn.Module, source: nn.Module, name: str) -> None:
+    """Start from another kind of tokenizer: its encoder's and decoder's weights, where names and shapes agree.
+
+    Args:
+        name: of the source, for the error.
+
+    Raises:
+        ValueError: none agrees.
+    """
+    own = tokenizer.state_dict()
+    fitting = {
+        key: value
+        for key, value in source.state_dict().items()
+        if key.startswith(("encoder.", "decoder.")) and key in own and own[key].shape == value.shape
+    }
+    if not fitting:
+        raise ValueError(
+            f"no weight of the autoencoder in {name} has the shape it needs here: give its sizes as autoencoder"
+        )
+    tokenizer.load_state_dict(fitting, strict=False)
 
 
 def example_images(data: ImageData, seed: int, count: int = 8) -> Tensor:

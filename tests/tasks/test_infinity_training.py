@@ -13,6 +13,8 @@ import torch
 import nextscale
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.optim import parameter_groups
+from nextscale.core.quantizer import QuantizerConfig
+from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
 from nextscale.datasets.captions import CaptionError, colours_of, open_captions
 from nextscale.datasets.images import open_images
@@ -23,6 +25,7 @@ from nextscale.tasks.generation.text_recipe import CaptionData
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
 from nextscale.tasks.tokenizers.bitwise_training import BitwiseTokenizerRecipe
 from nextscale.tasks.tokenizers.bitwise_vq import BitwiseVQ
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 from nextscale.tasks.tokenizers.training import TokenizerLossConfig
 
 
@@ -104,6 +107,24 @@ def test_the_whole_way(trained: SimpleNamespace, images: str) -> None:
     again = infinity_recipe(images, trained.tokenizer, trained.folder / "more", init=str(trained.model))
     built = again.build(model.text_encoder, lambda source, tokenizer=None: nextscale.load(source, device="cpu"))
     assert built.config.text_drop == 0.5
+
+
+def test_a_tokenizer_starts_from_another_kinds_autoencoder(images: str, tmp_path: Path) -> None:
+    autoencoder = AutoencoderConfig(8, (1, 1), 1, latent_channels=6, attention=False, norm_groups=4)
+    other = ResidualVQ(ResidualVQConfig(autoencoder, QuantizerConfig(8, 6), ScaleSchedule.parse("1 2 4")))
+    start = tokenizer_recipe(images, tmp_path / "run", init="other").build(lambda source: other)
+    assert isinstance(start, BitwiseVQ)
+    assert torch.equal(start.encoder.conv_in.weight, other.encoder.conv_in.weight)
+    assert torch.equal(start.decoder.conv_out.weight, other.decoder.conv_out.weight)
+    small = ResidualVQ(
+        ResidualVQConfig(
+            AutoencoderConfig(4, (1, 3), 1, latent_channels=5, image_channels=1, attention=False, norm_groups=2),
+            QuantizerConfig(8, 5),
+            ScaleSchedule.parse("1 2 4"),
+        )
+    )
+    with pytest.raises(ValueError, match="no weight of the autoencoder in other"):
+        tokenizer_recipe(images, tmp_path / "run", init="other").build(lambda source: small)
 
 
 def test_losses(trained: SimpleNamespace, tiny: SimpleNamespace) -> None:
