@@ -21,12 +21,26 @@ class Draws(Protocol):
         """One draw per row."""
         ...
 
+    def several(
+        self, probabilities: Float[Tensor, "batch tokens choices"], samples: int
+    ) -> Int[Tensor, "batch tokens samples"]:
+        """Independent draws per row, with replacement."""
+        ...
+
     def bits(self, ones: Float[Tensor, "batch draws"]) -> Bool[Tensor, "batch draws"]:
         """True with the probabilities ``ones``."""
         ...
 
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Exponential(1) variates; the first axis is the batch."""
+        ...
+
+    def normal(self, shape: Sequence[int], device: torch.device, spare: int = 0) -> Tensor:
+        """Standard normal variates; the first axis is the batch.
+
+        Args:
+            spare: rows that the official order draws behind these, for branches that need none here.
+        """
         ...
 
     def integers(self, high: int, count: int) -> Int[Tensor, " count"]:
@@ -41,13 +55,16 @@ class ImageDraws:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def categorical(self, probabilities: Tensor) -> Tensor:
-        rows = [torch.rand(probabilities.shape[1], generator=generator) for generator in self._generators]
-        uniform = torch.stack(rows).to(probabilities.device)[..., None]
+        return self.several(probabilities, 1)[..., 0]
+
+    def several(self, probabilities: Tensor, samples: int) -> Tensor:
+        rows = [torch.rand(probabilities.shape[1], samples, generator=generator) for generator in self._generators]
+        uniform = torch.stack(rows).to(probabilities.device)
         cumulative = probabilities.cumsum(-1)
         total = cumulative[..., -1:]
         # Strictly below the total, so that the search always ends at a choice of positive probability.
         threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
+        return torch.searchsorted(cumulative, threshold, right=True)
 
     def bits(self, ones: Tensor) -> Tensor:
         rows = [torch.rand(ones.shape[1], generator=generator) for generator in self._generators]
@@ -56,6 +73,9 @@ class ImageDraws:
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         rows = [torch.empty(tuple(shape[1:])).exponential_(generator=g) for g in self._generators]
         return torch.stack(rows).to(device)
+
+    def normal(self, shape: Sequence[int], device: torch.device, spare: int = 0) -> Tensor:
+        return torch.stack([torch.randn(tuple(shape[1:]), generator=g) for g in self._generators]).to(device)
 
     def integers(self, high: int, count: int) -> Tensor:
         return torch.cat([torch.randint(high, (1,), generator=g) for g in self._generators[:count]])
@@ -68,14 +88,22 @@ class BatchDraws:
         self._generator = generator
 
     def categorical(self, probabilities: Tensor) -> Tensor:
+        return self.several(probabilities, 1)[..., 0]
+
+    def several(self, probabilities: Tensor, samples: int) -> Tensor:
         flat = probabilities.flatten(0, 1)
-        return torch.multinomial(flat, 1, replacement=True, generator=self._generator).view(probabilities.shape[:2])
+        drawn = torch.multinomial(flat, samples, replacement=True, generator=self._generator)
+        return drawn.view(*probabilities.shape[:2], samples)
 
     def bits(self, ones: Tensor) -> Tensor:
         return self.categorical(torch.stack((1 - ones, ones), dim=-1)).bool()
 
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         return torch.empty(tuple(shape), device=device).exponential_(generator=self._generator)
+
+    def normal(self, shape: Sequence[int], device: torch.device, spare: int = 0) -> Tensor:
+        rows = (shape[0] + spare, *shape[1:])
+        return torch.randn(rows, generator=self._generator, device=device)[: shape[0]]
 
     def integers(self, high: int, count: int) -> Tensor:
         device = self._generator.device if self._generator is not None else "cpu"

@@ -279,6 +279,9 @@ class OfficialDraws:
     def categorical(self, probabilities: Tensor) -> Tensor:
         return self._turn.categorical(probabilities)
 
+    def several(self, probabilities: Tensor, samples: int) -> Tensor:
+        return self._turn.several(probabilities, samples)
+
     def bits(self, ones: Tensor) -> Tensor:
         return self._turn.bits(ones)
 

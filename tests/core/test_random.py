@@ -18,6 +18,7 @@ def test_an_image_gets_the_same_draws_alone_and_in_a_batch_of_64(
         assert batch.integers(1000, 64)[place] == alone.integers(1000, 1)[0]
         own = probabilities[place : place + 1]
         assert torch.equal(batch.categorical(probabilities)[place], alone.categorical(own)[0])
+        assert torch.equal(batch.several(probabilities, 3)[place], alone.several(own, 3)[0])
         shape, device = (tokens, choices), torch.device("cpu")
         assert torch.equal(batch.exponential((64, *shape), device)[place], alone.exponential((1, *shape), device)[0])
 
@@ -43,6 +44,8 @@ def test_proportions(draws: ImageDraws | BatchDraws) -> None:
     observed, expected = torch.bincount(drawn[0], minlength=5)[p > 0], (p * count)[p > 0]
     assert observed.sum() == count
     assert ((observed - expected).square() / expected).sum() < 16.3  # chi-square, 3 degrees, 0.1 %
+    several = torch.bincount(draws.several(p.expand(1, count // 4, 5).contiguous(), 4).flatten(), minlength=5)[p > 0]
+    assert several.sum() == count and ((several - expected).square() / expected).sum() < 16.3
     variates = draws.exponential((1, count), torch.device("cpu"))
     assert variates.mean().item() == pytest.approx(1, abs=0.03)
     assert variates.var().item() == pytest.approx(1, abs=0.1)
