@@ -29,6 +29,8 @@ class AutoencoderConfig:
     latent_channels: channels of the encoder's output and the decoder's input.
     attention: self-attention in the lowest level and in the middle.
     norm_groups: groups of the group norms.
+    level_attention: levels with self-attention after each block, full resolution being 0, where it is not (only) the
+        lowest; empty: the middle alone has some.
     """
 
     channels: int = 160
@@ -39,6 +41,7 @@ class AutoencoderConfig:
     dropout: float = 0.0
     attention: bool = True
     norm_groups: int = 32
+    level_attention: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for multiplier in self.multipliers:
@@ -52,6 +55,12 @@ class AutoencoderConfig:
     def stride(self) -> int:
         """Image pixels per latent cell, along each side."""
         return 2 ** (len(self.multipliers) - 1)
+
+    def attends(self, level: int) -> bool:
+        """Whether a level has attention after each of its blocks."""
+        if self.level_attention is not None:
+            return level in self.level_attention
+        return self.attention and level == len(self.multipliers) - 1
 
 
 class ResidualBlock(nn.Module):
@@ -122,15 +131,21 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(AttentionBlock(outputs, groups) for _ in range(blocks if attention else 0))
         self.resample: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def process(self, x: Tensor) -> Tensor:
+        """What the level makes of its input, at its own resolution."""
         for i, block in enumerate(self.blocks):
             x = block(x)
             if len(self.attentions):
                 x = self.attentions[i](x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.process(x)
         return x if self.resample is None else self.resample(x)
 
 
-def _middle(channels: int, config: AutoencoderConfig) -> nn.Sequential:
+def middle(channels: int, config: AutoencoderConfig) -> nn.Sequential:
+    """The blocks at the lowest resolution, between encoder and decoder levels."""
     parts = OrderedDict[str, nn.Module](block1=ResidualBlock(channels, channels, config.norm_groups, config.dropout))
     if config.attention:
         parts["attention"] = AttentionBlock(channels, config.norm_groups)
@@ -148,10 +163,10 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList()
         for i in range(len(config.multipliers)):
             lowest = i == len(config.multipliers) - 1
-            level = Level(widths[i], widths[i + 1], config.blocks, config.attention and lowest, config)
+            level = Level(widths[i], widths[i + 1], config.blocks, config.attends(i), config)
             level.resample = None if lowest else Downsample(widths[i + 1])
             self.levels.append(level)
-        self.middle = _middle(widths[-1], config)
+        self.middle = middle(widths[-1], config)
         self.norm_out = nn.GroupNorm(config.norm_groups, widths[-1], NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
@@ -171,12 +186,11 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.middle = _middle(widths[-1], config)
+        self.middle = middle(widths[-1], config)
         levels: list[Level] = []
         inputs = widths[-1]
         for i in reversed(range(len(widths))):
-            lowest = i == len(widths) - 1
-            level = Level(inputs, widths[i], config.blocks + 1, config.attention and lowest, config)
+            level = Level(inputs, widths[i], config.blocks + 1, config.attends(i), config)
             level.resample = Upsample(widths[i]) if i else None
             levels.append(level)
             inputs = widths[i]

@@ -59,3 +59,31 @@ class KeyValueCache:
         store[1, :, :, start:stop] = value.transpose(1, 2)
         self._filled[layer] = stop
         return store[0, :, :, :stop].transpose(1, 2), store[1, :, :, :stop].transpose(1, 2)
+
+
+class GradientCache(KeyValueCache):
+    """The same for a pass that gradients flow back through: what was written before is never written over.
+
+    Writing into one allocation would change what the backward pass still needs.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._kept: list[tuple[Tensor, ...]] = [()] * layers
+
+    @property
+    def length(self) -> int:
+        return max(self.filled(layer) for layer in range(len(self._kept)))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for kept in self._kept for tensor in kept)
+
+    def filled(self, layer: int) -> int:
+        return self._kept[layer][0].shape[1] if self._kept[layer] else 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (batch, positions, heads, head size) and return everything added so far."""
+        kept = self._kept[layer]
+        joined = (torch.cat((kept[0], key), 1), torch.cat((kept[1], value), 1)) if kept else (key, value)
+        self._kept[layer] = joined
+        return joined

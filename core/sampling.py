@@ -222,6 +222,21 @@ def sample(
     accepted: Accepted | None = None,
     stop: int | None = None,
 ) -> Iterator[ScaleStep]:
+    """:func:`roll_out` without gradients."""
+    yield from roll_out(network, pyramid, schedule, branches, emitter, draws, controls, accepted, stop)
+
+
+def roll_out(
+    network: ScaleNetwork,
+    pyramid: ScalePyramid,
+    schedule: ScaleSchedule,
+    branches: Sequence[Branch],
+    emitter: Emitter,
+    draws: Draws,
+    controls: Sequence[Control] = (),
+    accepted: Accepted | None = None,
+    stop: int | None = None,
+) -> Iterator[ScaleStep]:
     """Predict the scales one after another, each in one parallel step.
 
     A generator: the caller sees each scale as it is finished, and may stop at any.

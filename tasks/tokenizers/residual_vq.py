@@ -114,8 +114,8 @@ class ResidualVQ(ImageTokenizer):
 
     def to_official(self) -> dict[str, Tensor]:
         """The official state dict; loads strictly into the official code."""
-        key_map = _key_map(self.config)
-        state = {key_map.to_official(name): value for name, value in self.state_dict().items()}
+        keys = key_map(self.config)
+        state = {keys.to_official(name): value for name, value in self.state_dict().items()}
         # Usage statistics: the official file has them, they carry no information for inference.
         state[_USAGE] = torch.zeros(len(self.config.schedule), self.config.quantizer.vocabulary)
         return state
@@ -156,9 +156,9 @@ class ResidualVQ(ImageTokenizer):
         config, state = cls.read_official(content, **overrides)
         with weightless():
             model = cls(config)
-        key_map = _key_map(config)
+        keys = key_map(config)
         state.pop(_USAGE, None)
-        assign(model, {key_map.from_official(name): value for name, value in state.items()}, "the VAR tokenizer")
+        assign(model, {keys.from_official(name): value for name, value in state.items()}, "the VAR tokenizer")
         return model.eval()
 
 
@@ -232,7 +232,8 @@ def autoencoder_rules() -> list[tuple[str, str]]:
     return rules
 
 
-def _key_map(config: ResidualVQConfig) -> KeyMap:
+def key_map(config: ResidualVQConfig) -> KeyMap:
+    """Names of such a tokenizer's weights in the official layout."""
     if config.separate_smoothers:
         smoother = ("quantizer.smoothers.*.conv", "quantize.quant_resi.*")
     elif config.quantizer.smoothers == 1:
