@@ -184,9 +184,12 @@ class Block(nn.Module):
         segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch positions width"]:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        branch = self.attention(torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer)
+        branch = self.attention(
+            torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer, rotation=rotation
+        )
         x = torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma1)
         branch = self.feed_forward(torch.addcmul(shift2, self.norm(x), 1 + scale2))
         return torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma2)
@@ -229,6 +232,7 @@ class NextScaleTransformer(nn.Module):
         modulations: Sequence[Tensor],
         segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch positions width"]:
         """Run the blocks.
 
@@ -237,9 +241,11 @@ class NextScaleTransformer(nn.Module):
             modulations: from :meth:`modulate`.
             segments: what each query sees; None: everything given (and everything cached).
             cache: earlier scales' keys and values; this scale's are added.
+            rotation: of these tokens, for models with rotary positions.
         """
+        given: dict[str, Any] = {} if rotation is None else {"rotation": rotation}
         for layer, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
-            x = self.run_block(block, x, modulation, segments, cache, layer)
+            x = self.run_block(block, x, modulation, segments, cache, layer, **given)
         return x
 
     def run_block(
