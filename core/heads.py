@@ -151,10 +151,20 @@ class CategoricalEmitter:
         tokens = draws.categorical(self._softmax(filtered, index))
         if not self.smooth:
             return tokens, F.embedding(tokens, vectors)
-        tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
-        gumbel = -draws.exponential(logits.shape, logits.device).log()
-        weights = ((filtered * (1 + ratio) + gumbel) / tau).softmax(-1)
-        return tokens, weights @ vectors
+        return tokens, gumbel_weights(filtered, draws, ratio) @ vectors
+
+
+def gumbel_weights(
+    logits: Float[Tensor, "batch tokens vocabulary"], draws: Draws, ratio: float
+) -> Float[Tensor, "batch tokens vocabulary"]:
+    """How much each code counts in a mixture that hardens towards the last scale: a Gumbel-softmax.
+
+    Args:
+        ratio: the scale's place in the list, 0 to 1.
+    """
+    tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
+    gumbel = -draws.exponential(logits.shape, logits.device).log()
+    return ((logits * (1 + ratio) + gumbel) / tau).softmax(-1)
 
 
 def at_scale(value: float | Sequence[float], index: int) -> float:

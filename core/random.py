@@ -43,6 +43,10 @@ class Draws(Protocol):
         """
         ...
 
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Uniform variates in [0, 1); the first axis is the batch."""
+        ...
+
     def integers(self, high: int, count: int) -> Int[Tensor, " count"]:
         """One integer in [0, high) for each of ``count`` images."""
         ...
@@ -77,6 +81,9 @@ class ImageDraws:
     def normal(self, shape: Sequence[int], device: torch.device, spare: int = 0) -> Tensor:
         return torch.stack([torch.randn(tuple(shape[1:]), generator=g) for g in self._generators]).to(device)
 
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        return torch.stack([torch.rand(tuple(shape[1:]), generator=g) for g in self._generators]).to(device)
+
     def integers(self, high: int, count: int) -> Tensor:
         return torch.cat([torch.randint(high, (1,), generator=g) for g in self._generators[:count]])
 
@@ -104,6 +111,9 @@ class BatchDraws:
     def normal(self, shape: Sequence[int], device: torch.device, spare: int = 0) -> Tensor:
         rows = (shape[0] + spare, *shape[1:])
         return torch.randn(rows, generator=self._generator, device=device)[: shape[0]]
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        return torch.rand(tuple(shape), device=device, generator=self._generator)
 
     def integers(self, high: int, count: int) -> Tensor:
         device = self._generator.device if self._generator is not None else "cpu"

@@ -33,7 +33,8 @@ class TransformerConfig:
 
     Attributes:
         conditioning: ``"block"``: each block projects the condition to its six modulation vectors;
-            ``"shared"``: one projection for all blocks plus a learned offset per block.
+            ``"shared"``: one projection for all blocks plus a learned offset per block; ``"none"``: blocks are not
+            modulated.
         attention: ``"cosine"``: unit queries and keys with a learned scale per head; ``"dot"``: scaled dot
             product with ``attention_scale`` (None: 0.25 / sqrt(head size), VAR's).
         drop_path: probability of skipping a branch of the last block in training, rising linearly from 0.
@@ -43,7 +44,7 @@ class TransformerConfig:
     depth: int
     heads: int
     mlp_ratio: float = 4.0
-    conditioning: Literal["block", "shared"] = "block"
+    conditioning: Literal["block", "shared", "none"] = "block"
     attention: Literal["cosine", "dot"] = "cosine"
     attention_scale: float | None = None
     norm_eps: float = 1e-6
@@ -57,7 +58,7 @@ class TransformerConfig:
             raise ValueError(f"drop_path is {self.drop_path}, a probability in [0, 1) was expected")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of the {self.heads} heads")
-        for name, allowed in (("conditioning", ("block", "shared")), ("attention", ("cosine", "dot"))):
+        for name, allowed in (("conditioning", ("block", "shared", "none")), ("attention", ("cosine", "dot"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
 
@@ -168,6 +169,7 @@ class Block(nn.Module):
             self.modulation: Modulation | None = Modulation(condition_width, config.width, 6)
         else:
             self.modulation = None
+        if config.conditioning == "shared":
             self.modulation_offset = nn.Parameter(torch.randn(6, config.width) / math.sqrt(config.width))
 
     def modulate(self, condition: Tensor, shared: Tensor | None) -> Float[Tensor, "batch 1 6 width"]:
@@ -217,7 +219,13 @@ class NextScaleTransformer(nn.Module):
         self.gradient_checkpointing = False
 
     def modulate(self, condition: Float[Tensor, "batch condition"]) -> list[Float[Tensor, "batch 1 6 width"]]:
-        """Every block's modulation: depends on the condition alone, so once per call serves all scales."""
+        """Every block's modulation: depends on the condition alone, so once per call serves all scales.
+
+        Raises:
+            ValueError: the blocks are not modulated.
+        """
+        if self.config.conditioning == "none":
+            raise ValueError("these blocks have no modulation (conditioning is 'none'); run them with none")
         shared = self.shared_modulation(condition) if self.shared_modulation is not None else None
         return [block.modulate(condition, shared) for block in self.blocks]
 
@@ -252,7 +260,7 @@ class NextScaleTransformer(nn.Module):
         self,
         block: Block,
         x: Float[Tensor, "batch positions width"],
-        modulation: Float[Tensor, "batch 1 6 width"],
+        modulation: Float[Tensor, "batch 1 6 width"] | None,
         segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,

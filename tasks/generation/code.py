@@ -288,6 +288,12 @@ class OfficialDraws:
     def exponential(self, shape: Sequence[int], device: torch.device) -> Tensor:
         return self._turn.exponential(shape, device)
 
+    def normal(self, shape: Sequence[int], device: torch.device, spare: int = 0) -> Tensor:
+        return self._turn.normal(shape, device, spare)
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        return self._turn.uniform(shape, device)
+
 
 @dataclass(frozen=True)
 class _Redrawing:

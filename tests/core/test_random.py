@@ -21,6 +21,7 @@ def test_an_image_gets_the_same_draws_alone_and_in_a_batch_of_64(
         assert torch.equal(batch.several(probabilities, 3)[place], alone.several(own, 3)[0])
         shape, device = (tokens, choices), torch.device("cpu")
         assert torch.equal(batch.exponential((64, *shape), device)[place], alone.exponential((1, *shape), device)[0])
+        assert torch.equal(batch.uniform((64, *shape), device)[place], alone.uniform((1, *shape), device)[0])
 
 
 @given(
@@ -49,6 +50,8 @@ def test_proportions(draws: ImageDraws | BatchDraws) -> None:
     variates = draws.exponential((1, count), torch.device("cpu"))
     assert variates.mean().item() == pytest.approx(1, abs=0.03)
     assert variates.var().item() == pytest.approx(1, abs=0.1)
+    shares = torch.histc(draws.uniform((1, count), torch.device("cpu")), 4, 0, 1) / count
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.02, rtol=0)
 
 
 def test_integers_cover_their_range() -> None:

@@ -21,11 +21,12 @@ def randomised(config: TransformerConfig, condition_width: int | None = None) ->
     return model
 
 
-@pytest.mark.parametrize("conditioning", ["block", "shared"])
+@pytest.mark.parametrize("conditioning", ["block", "shared", "none"])
 @pytest.mark.parametrize("attention", ["cosine", "dot"])
 def test_stepping_with_a_cache_is_teacher_forcing(conditioning: Any, attention: Any) -> None:
     model = randomised(replace(CONFIG, conditioning=conditioning, attention=attention), 5).eval()
-    x, modulations = torch.randn(2, SCHEDULE.length, 16), model.modulate(torch.randn(2, 5))
+    x = torch.randn(2, SCHEDULE.length, 16)
+    modulations = None if conditioning == "none" else model.modulate(torch.randn(2, 5))
     at_once = model(x, modulations, SCHEDULE.segments)
     cache = model.allocate_cache(2, SCHEDULE.length, torch.float32)
     steps = [model(part, modulations, cache=cache) for part in SCHEDULE.split(x)]
@@ -62,6 +63,19 @@ def test_one_block_by_its_formula() -> None:
     gelu = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
     expected = y + block.feed_forward.contract(gelu) * gamma2
     torch.testing.assert_close(block(x, modulation), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_without_modulation_are_those_of_a_neutral_one() -> None:
+    modulated, plain = randomised(CONFIG), randomised(replace(CONFIG, conditioning="none"))
+    state = {name: value for name, value in modulated.state_dict().items() if "modulation" not in name}
+    assert set(state) == set(plain.state_dict())
+    plain.load_state_dict(state)
+    neutral = torch.zeros(1, 1, 6, 16)
+    neutral[:, :, :2] = 1
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(plain(x, None), modulated(x, [neutral] * 3))
+    with pytest.raises(ValueError, match="have no modulation"):
+        plain.modulate(torch.randn(2, 16))
 
 
 def test_cosine_scale_is_clamped_at_one_hundred() -> None:
@@ -104,7 +118,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
         ({"width": 15}, "width 15 is not a multiple of the 2 heads"),
         ({"heads": 0}, "must be at least 1"),
         ({"drop_path": 1.0}, r"drop_path is 1.0, a probability in \[0, 1\)"),
-        ({"conditioning": "none"}, "conditioning is 'none', expected one of"),
+        ({"conditioning": "film"}, "conditioning is 'film', expected one of"),
         ({"attention": "linear"}, "attention is 'linear'"),
     ],
 )
