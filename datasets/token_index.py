@@ -30,7 +30,7 @@ def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
             index["format"] == FORMAT
             and isinstance(index["metadata"], dict)
             and isinstance(index["complete"], bool)
-            and index["dtype"] in ("uint16", "int32")
+            and index["dtype"] in ("uint16", "int32", "float16")
             and all(
                 SHARD_NAME.fullmatch(shard["file"])
                 and isinstance(shard["samples"], int)

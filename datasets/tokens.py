@@ -1,8 +1,9 @@
 """Token shards: images that were tokenized once, so that training a transformer never runs the encoder.
 
-A folder holds safetensors shards (`tokens` uint16 or int32 (N, L); `label` int32 (N,), -1 without; `index`
-int64 (N,), the number of the source image) and `index.json`: metadata, and of each shard its samples, bytes
-and SHA-256. Several rows with the same source index are *views* of one image (flipped, other crops).
+A folder holds safetensors shards (`tokens` uint16 or int32, of continuous tokenizers float16, (N, L);
+`label` int32 (N,), -1 without; `index` int64 (N,), the number of the source image) and `index.json`:
+metadata, and of each shard its samples, bytes and SHA-256. Several rows with the same source index are
+*views* of one image (flipped, other crops).
 """
 
 import hashlib
@@ -24,10 +25,11 @@ from .token_index import FORMAT, INDEX, SHARD_NAME, VERSION, check_contents, che
 class TokenWriter:
     """Writes token shards so that a run killed at any moment loses at most the shard it was filling.
 
-    `metadata` (JSON values) must have `vocabulary`, the number of codes; what else belongs to the tokens
-    (schedule, tokenizer fingerprint, `classes`, views) is kept as it is. With `resume`, a folder that was
-    begun with the same metadata is continued: `written` says how many samples are safe, and the caller goes
-    on with the one after them. Without, what is in the folder is replaced.
+    `metadata` (JSON values) must have `vocabulary`, the number of codes, or `values`, "float16", where tokens are
+    continuous; what else belongs to the tokens (schedule, tokenizer fingerprint, `classes`, views) is kept as
+    it is. With `resume`, a folder that was begun with the same metadata is continued: `written` says how many
+    samples are safe, and the caller goes on with the one after them. Without, what is in the folder is
+    replaced.
 
     `close` writes the last, shorter shard and marks the folder complete. As a context manager it closes when
     the block ends well; after an exception complete shards stay, to be continued.
@@ -44,13 +46,17 @@ class TokenWriter:
         shard_size: int = 65536,
         resume: bool = True,
     ) -> None:
-        vocabulary = metadata.get("vocabulary")
+        values = metadata.get("values")
+        if values not in (None, "float16"):
+            raise ValueError(f"metadata['values'] is {values!r}; continuous tokens are kept as float16")
+        # Of continuous tokens there is none, and nothing reads it.
+        vocabulary = metadata.get("vocabulary") if values is None else 1
         if not isinstance(vocabulary, int) or not 0 < vocabulary <= 2**31:
             raise ValueError(f"metadata['vocabulary'] is {vocabulary!r}; it must be the number of codes, 1 to 2**31")
         if shard_size < 1:
             raise ValueError(f"shard_size {shard_size} must be at least 1 sample")
         self.folder, self.vocabulary, self.shard_size = Path(folder), vocabulary, shard_size
-        self._dtype = np.dtype(np.uint16 if vocabulary <= 65536 else np.int32)
+        self._dtype = np.dtype(values or (np.uint16 if vocabulary <= 65536 else np.int32))
         # As they will read back, so that a tuple given for a list is no difference.
         self._index: dict[str, Any] = {
             "format": FORMAT,
@@ -81,18 +87,22 @@ class TokenWriter:
         return sum(int(shard["samples"]) for shard in self._index["shards"])
 
     def write(self, tokens: Any, labels: Any, indices: Any) -> None:
-        """Add samples: integer `tokens` (N, L) in [0, vocabulary), `labels` (N,) and `indices` (N,)."""
+        """Add samples: `tokens` (N, L), integers in [0, vocabulary) or numbers, `labels` (N,) and `indices` (N,)."""
         rows = _array(tokens), _array(labels), _array(indices)
         if rows[0].ndim != 2 or any(other.shape != rows[0].shape[:1] for other in rows[1:]):
             raise ValueError(
                 f"tokens {rows[0].shape}, labels {rows[1].shape} and indices {rows[2].shape} must be (N, L), (N,), (N,)"
             )
-        if any(array.dtype.kind not in "iu" for array in rows):
-            raise ValueError(f"tokens, labels and indices must be integers, not {[str(a.dtype) for a in rows]}")
+        continuous = self._dtype.kind == "f"
+        if any(array.dtype.kind not in ("f" if continuous and array is rows[0] else "iu") for array in rows):
+            kind = "tokens must be floating-point numbers" if continuous else "tokens must be integers"
+            raise ValueError(f"{kind}, labels and indices integers, not {[str(a.dtype) for a in rows]}")
         length = rows[0].shape[1]
         if self._index["length"] not in (None, length):
             raise ValueError(f"{length} tokens a sample, but {self._index['length']} in the samples before")
-        if rows[0].size and not 0 <= rows[0].min() <= rows[0].max() < self.vocabulary:
+        if continuous and not np.abs(rows[0]).max(initial=0) <= np.finfo(self._dtype).max:
+            raise ValueError(f"tokens reach from {rows[0].min()} to {rows[0].max()}, beyond what {self._dtype} holds")
+        if not continuous and rows[0].size and not 0 <= rows[0].min() <= rows[0].max() < self.vocabulary:
             raise ValueError(
                 f"tokens {rows[0].min()} to {rows[0].max()} leave the vocabulary 0 to {self.vocabulary - 1}"
             )
@@ -181,8 +191,8 @@ class TokenDataset:
 
     A key is an image's place, or (epoch, place), 0 <= place < len; images are ordered by source index. Where
     an image has several views, (seed, epoch, place) decides which one is given. `dataset[key]` is a dict:
-    `tokens` int64 (L,), `label` int (-1 without), `index` int, the source image's number. `metadata` is the
-    writer's.
+    `tokens` int64 (L,), or float32 where they are continuous, `label` int (-1 without), `index` int, the source
+    image's number. `metadata` is the writer's.
     """
 
     def __init__(
@@ -246,7 +256,7 @@ class TokenDataset:
         }
 
     def fetch(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
-        """A batch at once: `tokens` int64 (B, L), `label` int64 (B,), `index` int64 (B,)."""
+        """A batch at once: `tokens` int64 or float32 (B, L), `label` int64 (B,), `index` int64 (B,)."""
         import torch
 
         pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], np.int64).reshape(-1, 2)
@@ -259,7 +269,7 @@ class TokenDataset:
             drawn = uniforms_of(self.seed, epochs, places, 1)[:, 0]
             first = first + (drawn * counts).astype(np.int64)
         rows = self._rows[first]
-        tokens = np.empty((len(rows), self.length), np.int64)
+        tokens = np.empty((len(rows), self.length), np.float32 if self._dtype.kind == "f" else np.int64)
         shards = np.searchsorted(self._first_rows, rows, "right") - 1
         for shard in np.unique(shards):
             of_shard = shards == shard
@@ -305,6 +315,7 @@ def _places(path: Path, samples: int, length: int, dtype: np.dtype) -> dict[str,
     wanted = {"tokens": (dtype, (samples, length)), "label": (np.dtype(np.int32), (samples,))}
     wanted["index"] = (np.dtype(np.int64), (samples,))
     codes = {np.dtype(np.uint16): "U16", np.dtype(np.int32): "I32", np.dtype(np.int64): "I64"}
+    codes[np.dtype(np.float16)] = "F16"
     try:
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")

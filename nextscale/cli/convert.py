@@ -89,4 +89,5 @@ def _save_official(model: Any, path: Path) -> None:
         # A tensor that is a part of a larger one would be written with all of it.
         whole = value.untyped_storage().nbytes() == value.nbytes
         state[name] = value.detach().contiguous() if whole else value.detach().clone()
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    entry = getattr(model, "official_entry", None)
+    write_atomically(path, lambda temporary: torch.save(state if entry is None else {entry: state}, temporary))

@@ -8,7 +8,7 @@ code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from nextscale.core.autoencoder import AutoencoderConfig, Decoder, Encoder
 from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_state_dict, weightless
 from nextscale.core.quantizer import VectorQuantizer
 from nextscale.core.schedule import ScaleSchedule
+from nextscale.tasks.tokenizers.autoencoder_layout import fused, separated
 from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 
 SYSTEM = "flex-vq"
@@ -247,13 +248,8 @@ class FlexVQ(ImageTokenizer):
         """The official state dict; loads strictly into the official code."""
         state: dict[str, Tensor] = {}
         levels = len(self.config.autoencoder.multipliers)
-        for name, value in self.state_dict().items():
-            name = _KEYS.to_official(_execution_order(name, levels))
-            if ".qkv." in name:
-                parts = value.chunk(3)
-                state |= {name.replace(".qkv.", f".{key}."): p for key, p in zip("qkv", parts, strict=True)}
-            else:
-                state[name] = value
+        for name, value in separated(self.state_dict()):
+            state[_KEYS.to_official(_execution_order(name, levels))] = value
         state[_USAGE] = torch.zeros(65536)  # statistics of training; they carry nothing for inference
         return state
 
@@ -289,7 +285,7 @@ class FlexVQ(ImageTokenizer):
         state.pop(_USAGE, None)
         own: dict[str, Tensor] = {}
         levels = len(config.autoencoder.multipliers)
-        for name, value in _fused(state):
+        for name, value in fused(state):
             own[_execution_order(_KEYS.from_official(name), levels)] = value
         with weightless():
             model = cls(config)
@@ -334,20 +330,6 @@ def _execution_order(name: str, levels: int) -> str:
         return name
     number, _, end = rest.partition(".")
     return f"{dot}{levels - 1 - int(number)}.{end}"
-
-
-def _fused(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Entries with each attention's q, k and v in one."""
-    for name, value in state.items():
-        start, _, end = name.rpartition(".")
-        if start.endswith((".k", ".v")) and f"{start[:-1]}q.{end}" in state:
-            continue
-        if start.endswith(".q"):
-            parts = [state.get(f"{start[:-1]}{key}.{end}") for key in "qkv"]
-            present = [part for part in parts if part is not None]
-            yield f"{start[:-1]}qkv.{end}", torch.cat(present)
-        else:
-            yield name, value
 
 
 def is_official(content: Mapping[str, Any]) -> bool:

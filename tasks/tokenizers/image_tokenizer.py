@@ -99,7 +99,18 @@ class ImageTokenizer(nn.Module, ABC):
         """The image of a whole pyramid of tokens."""
         return self.decode_features(self.quantizer.decode(tokens, schedule or self.config.schedule)[-1])
 
+    def stored_as(self) -> dict[str, Any]:
+        """The kind of numbers :meth:`stored` gives, for :class:`nextscale.datasets.tokens.TokenWriter`."""
+        return {"vocabulary": self.config.quantizer.vocabulary}
+
+    def stored(self, images: Float[Tensor, "batch 3 height width"], schedule: ScaleSchedule | None = None) -> Tensor:
+        """What is kept of images so that transformers train without the encoder, (batch, numbers): their tokens."""
+        return self.encode(images, schedule)
+
     # --- files -------------------------------------------------------------------------------------------
+
+    official_entry: ClassVar[str | None] = None
+    """Where official files keep the state dict; None: they are it."""
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def write_tokens(
     schedule = schedule or tokenizer.config.schedule
     per_image = views * (2 if mirrored else 1)
     metadata = {
-        "vocabulary": tokenizer.config.quantizer.vocabulary,
+        **tokenizer.stored_as(),
         "schedule": str(schedule),
         "tokenizer": fingerprint(tokenizer),
         "views": per_image,
@@ -72,7 +72,7 @@ def write_tokens(
             for view in range(views):
                 images = dataset.fetch([(view, index) for index in range(start, stop)])
                 for pixels in (images["image"], images["image"].flip(-1)) if mirrored else (images["image"],):
-                    tokens.append(tokenizer.encode(pixels.to(device), schedule).cpu())
+                    tokens.append(tokenizer.stored(pixels.to(device), schedule).cpu())
             stacked = torch.stack(tokens, dim=1).flatten(0, 1)
             labels = images["label"].repeat_interleave(per_image)
             indices = torch.arange(start, stop).repeat_interleave(per_image)

@@ -226,3 +226,19 @@ def test_what_cannot_be_written(tmp_path, tokens, labels, indices, message):
 def test_metadata_must_say_the_vocabulary_in_json(tmp_path, metadata):
     with pytest.raises(ValueError, match=r"vocabulary|JSON"):
         TokenWriter(tmp_path, metadata=metadata)
+
+
+def test_continuous_tokens_are_kept_in_half_precision(tmp_path):
+    values = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    with TokenWriter(tmp_path, metadata={"values": "float16"}, shard_size=2) as writer:
+        with pytest.raises(ValueError, match="tokens must be floating-point numbers, labels and indices integers"):
+            writer.write(np.zeros((1, 3), np.int64), [0], [0])
+        with pytest.raises(ValueError, match="beyond what float16 holds"):
+            writer.write(np.full((1, 3), 1e6), [0], [0])
+        writer.write(values, np.arange(5), np.arange(5))
+    dataset = open_tokens(tmp_path, verify=True)
+    batch = dataset.fetch(range(5))
+    assert batch["tokens"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["tokens"].numpy(), values.astype(np.float16).astype(np.float32))
+    with pytest.raises(ValueError, match="metadata\\['values'\\] is 'float8'"):
+        TokenWriter(tmp_path / "other", metadata={"values": "float8"})
