@@ -121,7 +121,7 @@ def build_model(case: Case, part: str = "var", tokenizer: ResidualVQ | None = No
     return model.eval()
 
 
-def in_official_names(model: ResidualVQ | VAR, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def in_official_names(model: Any, values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Values of the parameters (zeros where None) under their official names.
 
     The model's own export does it: a copy of the model that holds the values in its parameters' place.

@@ -58,12 +58,10 @@ class DepthModel(nn.Module, ABC):
 
     Attributes:
         unit: of what it predicts.
-        published_samples: samples that its authors average.
     """
 
     system: ClassVar[str]
     unit: Unit
-    published_samples: int = 1
 
     config: Any
     tokenizer: Any
@@ -76,6 +74,11 @@ class DepthModel(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """Of the weights that floating-point inputs meet."""
         return next(self.parameters()).dtype
+
+    @property
+    def published_samples(self) -> int:
+        """How many samples its authors average."""
+        return 1
 
     # --- prediction --------------------------------------------------------------------------------------
 

@@ -327,7 +327,7 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
     try:
         code_channels = state["word_embed.weight"].shape[1]
         classes, vocabulary = state["class_emb.weight"].shape[0] - 1, state["head.weight"].shape[0]
-        schedule = overrides.get("schedule") or _schedule(state)
+        schedule = overrides.get("schedule") or schedule_from_official(state)
     except KeyError as error:
         raise CheckpointError(f"the state dict lacks an entry of VAR: {error}") from None
     return VARConfig(
@@ -341,8 +341,12 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> VARCo
     )
 
 
-def _schedule(state: Mapping[str, Tensor]) -> ScaleSchedule:
-    """The scale list: from the level index, else the known list of that length."""
+def schedule_from_official(state: Mapping[str, Tensor]) -> ScaleSchedule:
+    """The scale list: from the level index, else the known list of that length.
+
+    Raises:
+        CheckpointError: it is no known list.
+    """
     length, scales = state["pos_1LC"].shape[1], state["lvl_embed.weight"].shape[0]
     if "lvl_1L" in state:
         counts = torch.bincount(state["lvl_1L"].flatten(), minlength=scales).tolist()

@@ -204,7 +204,7 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
             blocks=blocks,
             latent_channels=latent,
             image_channels=image_channels,
-            attention="encoder.mid.attn_1.qkv.weight" in state,
+            **_attention(state, levels),
             norm_groups=norm_groups,
         ),
         quantizer=replace(quantizer, **{k: v for k, v in overrides.items() if v is not None}),
@@ -212,6 +212,13 @@ def config_from_official(state: Mapping[str, Tensor], **overrides: Any) -> Resid
         quant_conv_kernel=kernel,
         separate_smoothers=separate,
     )
+
+
+def _attention(state: Mapping[str, Tensor], levels: int) -> dict[str, Any]:
+    """Where the autoencoder has self-attention: in the middle, in the lowest of its levels, in both or in neither."""
+    middle = "encoder.mid.attn_1.qkv.weight" in state
+    lowest = f"encoder.down.{levels - 1}.attn.0.qkv.weight" in state
+    return {"attention": middle, "level_attention": None if middle == lowest else (levels - 1,) * lowest}
 
 
 def autoencoder_rules() -> list[tuple[str, str]]:
