@@ -182,12 +182,16 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch positions width"],
-        modulation: Float[Tensor, "batch 1 6 width"],
+        modulation: Float[Tensor, "batch 1 6 width"] | None,
         segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch positions width"]:
+        if modulation is None:
+            branch = self.attention(self.norm(x), segments, cache, layer, rotation=rotation)
+            x = x + drop_path(branch, self.drop_probability, self.training)
+            return x + drop_path(self.feed_forward(self.norm(x)), self.drop_probability, self.training)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         branch = self.attention(
             torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer, rotation=rotation
@@ -237,7 +241,7 @@ class NextScaleTransformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch positions width"],
-        modulations: Sequence[Tensor],
+        modulations: Sequence[Tensor] | None,
         segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         rotation: Rotation | None = None,
@@ -246,13 +250,14 @@ class NextScaleTransformer(nn.Module):
 
         Args:
             x: embedded tokens: the whole sequence with ``segments``, or one scale's with ``cache``.
-            modulations: from :meth:`modulate`.
+            modulations: from :meth:`modulate`; None: of blocks that are not modulated.
             segments: what each query sees; None: everything given (and everything cached).
             cache: earlier scales' keys and values; this scale's are added.
             rotation: of these tokens, for models with rotary positions.
         """
         given: dict[str, Any] = {} if rotation is None else {"rotation": rotation}
-        for layer, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
+        rows = modulations or (None,) * len(self.blocks)
+        for layer, (block, modulation) in enumerate(zip(self.blocks, rows, strict=True)):
             x = self.run_block(block, x, modulation, segments, cache, layer, **given)
         return x
 
