@@ -49,6 +49,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     lite: str | os.PathLike[str] | None = None,
+    weight_bits: int | None = None,
     **overrides: Any,
 ) -> Any:
     """Load a model for use.
@@ -62,6 +63,7 @@ def load(
             stored. Quantisers stay in float32.
         lite: folder of a plan that ``nextscale calibrate`` wrote for this model: it is compressed as it is loaded,
             before its weights are converted (:func:`nextscale.tasks.generation.litevar.compress`).
+        weight_bits: 8 or 4: pack the linear layers of all blocks into so many bits a weight, nothing else changed.
         overrides: what an official file cannot tell. VAR: ``tokenizer`` (a path, a name or a loaded one), ``schedule``
             (the scale list), ``heads``. Residual VQ: ``schedule``, ``unit_norm``, ``smoothing``, ``beta``,
             ``norm_groups``. Infinity: ``tokenizer``, ``text_encoder``, and more in its ``from_official``.
@@ -77,11 +79,14 @@ def load(
     """
     place, precision = choose_device(device), choose_dtype(dtype)
     model = build(open_source(source, system or combining(overrides)), **overrides)
-    if lite is not None:
+    if lite is not None and weight_bits is not None:
+        raise ValueError("a plan says itself how weights are packed: give lite or weight_bits, not both")
+    if lite is not None or weight_bits is not None:
         from nextscale.mapped import MappedFiles
-        from nextscale.tasks.generation.litevar import LitePlan, compress
+        from nextscale.tasks.generation.litevar import LitePlan, compress, weights_only
 
-        compress(model, LitePlan.load(lite), freed=MappedFiles().release)
+        plan = LitePlan.load(lite) if lite is not None else weights_only(model, weight_bits or 8)
+        compress(model, plan, freed=MappedFiles().release)
     if precision is None and place.type == "cpu":
         precision = choose_dtype("float32")
     if precision is not None:

@@ -51,16 +51,13 @@ def add_arguments(parser: Any) -> None:
         "--activation-bits", type=Literal[8, 16], default=16, help="8: multiply integers where weights have 8 bits"
     )
     group.add_argument("--cache-bits", type=Literal[8, 16], default=8, help="of a stored key or value")
-    add_loading(parser)
+    add_loading(parser, compress=False)
 
 
 def run(arguments: Any) -> None:
-    from nextscale.cli.console import note, pairs, progress, say
-    from nextscale.cli.parsing import loading_options
-
-    if arguments.lite is not None:
-        raise ValueError("a model is calibrated as it is: leave --lite out")
     import nextscale
+    from nextscale.cli.console import note, pairs, progress, say
+    from nextscale.cli.parsing import needed
     from nextscale.tasks.generation.litevar_calibration import Calibration, calibrate
 
     settings = Calibration(
@@ -77,7 +74,7 @@ def run(arguments: Any) -> None:
         cache_bits=arguments.cache_bits,
         activation_bits=arguments.activation_bits,
     )
-    model = nextscale.load(arguments.model, **loading_options(arguments))
+    model = nextscale.load(arguments.model, device=arguments.device, dtype=arguments.dtype, **needed(arguments))
     if not hasattr(model, "steps"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which draws no images by itself")
     with progress("calibrating", "parts") as report:

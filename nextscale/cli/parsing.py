@@ -60,8 +60,13 @@ NEEDS = {
 """Models that another one builds on (:class:`nextscale.systems.Need`), as options of all commands."""
 
 
-def add_loading(parser: ArgumentParser, needs: bool = True) -> None:
-    """Options that go to :func:`nextscale.load`; :func:`loading_options` reads them."""
+def add_loading(parser: ArgumentParser, needs: bool = True, compress: bool = True) -> None:
+    """Options that go to :func:`nextscale.load`; :func:`loading_options` reads them.
+
+    Args:
+        needs: with the models that another one builds on.
+        compress: with the ways of compressing a model as it is loaded.
+    """
     group = parser.add_argument_group("loading")
     group.add_argument(
         "--device", type=str | None, default=None, help="cuda, mps or cpu; whichever is there, unless named"
@@ -72,10 +77,14 @@ def add_loading(parser: ArgumentParser, needs: bool = True) -> None:
         default=None,
         help="of the weights: float32, bfloat16 or float16; unless named, float32 on the CPU, elsewhere as stored",
     )
-    if needs:
+    if compress:
         group.add_argument(
             "--lite", type=str | None, default=None, help="folder that nextscale calibrate wrote: compress the model so"
         )
+        group.add_argument(
+            "--weight-bits", type=int | None, default=None, help="8 or 4: pack the weights of linear layers so"
+        )
+    if needs:
         add_needs(group)
 
 
@@ -96,9 +105,8 @@ def needed(arguments: Any) -> dict[str, Any]:
 
 def loading_options(arguments: Any) -> dict[str, Any]:
     """What :func:`add_loading` has read, for :func:`nextscale.load`."""
-    lite = getattr(arguments, "lite", None)
-    given = {} if lite is None else {"lite": lite}
-    return {"device": arguments.device, "dtype": arguments.dtype, **given, **needed(arguments)}
+    chosen = {name: given for name in ("lite", "weight_bits") if (given := getattr(arguments, name, None)) is not None}
+    return {"device": arguments.device, "dtype": arguments.dtype, **chosen, **needed(arguments)}
 
 
 PER_SCALE = ("guidance", "top_k", "top_p", "temperature")

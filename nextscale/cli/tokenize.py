@@ -30,7 +30,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--mirrored", action="store_true", help="keep each crop's mirror image too")
     parser.add_argument("--seed", type=int, default=0, help="of the crops")
     parser.add_argument("--batch-size", type=int, default=64, help="images encoded at once")
-    add_loading(parser, needs=False)
+    add_loading(parser, needs=False, compress=False)
 
 
 def run(arguments: Any) -> None:

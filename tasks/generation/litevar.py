@@ -69,7 +69,21 @@ def compress(
     """
     check(model, plan)
     pack_layers(model, plan.config.precision, plan.config.activation_bits, packing, freed)
-    return _with_attention(model, plan)
+    return _planned(model, plan)
+
+
+def weights_only(model: nn.Module, bits: int) -> LitePlan:
+    """The plan that packs the linear layers of all blocks of any model, and leaves everything else as it is.
+
+    Raises:
+        ValueError: the model has no next-scale transformer, or is compressed already.
+    """
+    _not_compressed(model)
+    inside = [name for name, module in model.named_modules() if isinstance(module, NextScaleTransformer)]
+    precision = {name: bits for name, _ in linears(model) if any(name.startswith(f"{part}.blocks.") for part in inside)}
+    if not precision:
+        raise ValueError(f"this {type(model).__name__} has no linear layers in blocks of a next-scale transformer")
+    return LitePlan(LiteConfig(cast(Any, model).config.schedule, precision, attention=False))
 
 
 def check(model: nn.Module, plan: LitePlan) -> None:
@@ -77,9 +91,11 @@ def check(model: nn.Module, plan: LitePlan) -> None:
 
     ValueError: the plan does not fit the model.
     """
-    transformer, config = find_transformer(model), plan.config
-    if isinstance(model, LiteModel):
-        raise ValueError("this model is compressed already; load it anew to compress it otherwise")
+    _not_compressed(model)
+    config = plan.config
+    if not config.attention:
+        return
+    transformer = find_transformer(model)
     for number, block in enumerate(transformer.blocks):
         if type(block.attention).forward is not SelfAttention.forward:
             raise ValueError(
@@ -99,6 +115,11 @@ def check(model: nn.Module, plan: LitePlan) -> None:
         )
 
 
+def _not_compressed(model: nn.Module) -> None:
+    if isinstance(model, PackedModel):
+        raise ValueError("this model is compressed already; load it anew to compress it otherwise")
+
+
 def rebuild(
     model_class: Any, state: Mapping[str, Tensor], config: Mapping[str, Any], plan: LitePlan, **needs: Any
 ) -> Any:
@@ -112,7 +133,7 @@ def rebuild(
     """
     model = model_class.from_saved(unpacked_placeholders(state, plan.config.precision), config, **needs)
     restore_packed(model, state, plan.config.precision, plan.config.activation_bits)
-    return _with_attention(model, plan)
+    return _planned(model, plan)
 
 
 def simulate(model: Model, settings: Simulation, plan: LitePlan | None = None) -> Model:
@@ -189,7 +210,7 @@ class LiteTransformer(NextScaleTransformer):
         self,
         block: Block,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Tensor | None,
         segments: Visibility | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
@@ -222,19 +243,10 @@ class LiteSession:
         return self._session.logits(hidden, rows)
 
 
-class LiteModel(nn.Module):
-    """What is different about a compressed model as a whole."""
+class PackedModel(nn.Module):
+    """What is different about the files of a compressed model."""
 
     plan: LitePlan
-
-    @property
-    def attention_work(self) -> Work:
-        """What attention has done since this was last cleared."""
-        return cast(LiteTransformer, find_transformer(self)).work
-
-    def start(self, *arguments: Any, **options: Any) -> LiteSession:
-        session = super().start(*arguments, **options)  # type: ignore[misc]
-        return LiteSession(session, cast(LiteTransformer, find_transformer(self)))
 
     def save(self, folder: str | Path) -> Path:
         """Write the model with its packed weights, and its plan in the folder ``lite`` beside them.
@@ -259,6 +271,19 @@ class LiteModel(nn.Module):
         return dict(super().to_official())  # type: ignore[misc]
 
 
+class LiteModel(PackedModel):
+    """What is different about a compressed model as a whole."""
+
+    @property
+    def attention_work(self) -> Work:
+        """What attention has done since this was last cleared."""
+        return cast(LiteTransformer, find_transformer(self)).work
+
+    def start(self, *arguments: Any, **options: Any) -> LiteSession:
+        session = super().start(*arguments, **options)  # type: ignore[misc]
+        return LiteSession(session, cast(LiteTransformer, find_transformer(self)))
+
+
 @cache
 def _joined(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
     return type(f"{kind.__name__}{base.__name__}", (kind, base), {})
@@ -269,6 +294,13 @@ def _become(module: nn.Module, kind: type[nn.Module], **attributes: Any) -> None
     module.__class__ = _joined(kind, type(module))  # type: ignore[arg-type]
     for name, value in attributes.items():
         setattr(module, name, value)
+
+
+def _planned(model: Model, plan: LitePlan) -> Model:
+    if plan.config.attention:
+        return _with_attention(model, plan)
+    _become(model, PackedModel, plan=plan)
+    return model
 
 
 def _with_attention(model: Model, plan: LitePlan, bits: int | None = None) -> Model:

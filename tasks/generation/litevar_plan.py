@@ -35,6 +35,7 @@ class LiteConfig:
         form: what keys outside of a window are.
         fingerprint: of the model that was calibrated; None: the plan is for any.
         measured: what calibration found.
+        attention: False: attention and cache stay the model's own, whatever is said of them above.
     """
 
     schedule: ScaleSchedule
@@ -45,6 +46,7 @@ class LiteConfig:
     form: Form = "absent"
     fingerprint: str | None = None
     measured: dict[str, Any] = field(default_factory=dict)
+    attention: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in (

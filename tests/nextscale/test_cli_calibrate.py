@@ -47,7 +47,7 @@ def test_a_plan_is_made_and_used(
         "calibrate model --out published --num 1 --windows mass --share false --weight-bits 16 --cache-bits 16"
     )
     assert "0 of 8 bits" in said and "attention kept" not in said
-    assert "leave --lite out" in typed("calibrate model --lite plan", 2)
+    assert "--lite" in typed("calibrate model --lite plan", 2)
     assert "the small scales" in typed("calibrate model --num 1 --saving 0.99 --out none", 2)
     assert not Path("none").exists()
     assert "calibrate this model" in typed("generate var-cifar10 --lite plan --num 1", 2)

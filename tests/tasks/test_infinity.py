@@ -22,6 +22,7 @@ from nextscale.tasks.generation.infinity import Infinity, is_official
 from nextscale.tasks.generation.infinity_config import PRESETS, InfinityConfig
 from nextscale.tasks.generation.infinity_training import initialize
 from nextscale.tasks.generation.infinity_transformer import InfinityBlocksConfig
+from nextscale.tasks.generation.litevar_packing import PackedLinear
 from nextscale.tasks.generation.text import TextEncoderConfig, TextFeatures
 from nextscale.tasks.generation.text_small import make_encoder
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
@@ -392,3 +393,23 @@ def test_half_precision_and_recomputed_blocks(tiny: SimpleNamespace, model: Infi
         trained(inputs, text).square().mean().backward()
         gradients.append(trained.word_embedding.weight.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_weights(bits: int, model: Infinity, tmp_path: Path) -> None:
+    """Blocks of 8 or 4 bits draw nearly the same, take that many bits, and come back from their files as they are."""
+    source = model.save(tmp_path / "plain")
+    packed = nextscale.load(source, device="cpu", weight_bits=bits)
+    layers = [module for module in packed.modules() if isinstance(module, PackedLinear)]
+    assert {layer.bits for layer in layers} == {bits}
+    assert len(layers) == sum(isinstance(module, torch.nn.Linear) for module in model.transformer.blocks.modules())
+    scores = [each(torch.zeros(1, SCHEDULE.length - 1, 4), texts(3).states) for each in (model, packed)]
+    assert scores[0].sub(scores[1]).abs().max() < scores[0].abs().max() * (0.05 if bits == 8 else 0.5)
+    again = nextscale.load(packed.save(tmp_path / "packed"), device="cpu")
+    assert torch.equal(again.generate(texts(3), seed=2), packed.generate(texts(3), seed=2))
+    with pytest.raises(ValueError, match="no place in the official layout"):
+        again.to_official()
+    with pytest.raises(ValueError, match="compressed already"):
+        nextscale.load(tmp_path / "packed", device="cpu", weight_bits=8)
+    with pytest.raises(ValueError, match="give lite or weight_bits, not both"):
+        nextscale.load(source, device="cpu", weight_bits=8, lite="plan")
