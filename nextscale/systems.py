@@ -35,6 +35,7 @@ class System:
     needs: what an official file builds on, by the name under which ``from_official`` takes it. A saved folder is
         complete, unless its configuration has an entry ``needs``: names, each with a model's name or a path.
     overrides: what else an official file cannot tell.
+    stated_terms: of published weights that lie where nothing can be fetched by name.
     combines: system whose models it puts together with what it needs. Its own official files are that system's; any
         model of it may be given, and the class has ``of(model, **needs, **overrides)`` in place of ``from_official``.
     """
@@ -45,6 +46,7 @@ class System:
     needs: Mapping[str, Need] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     combines: str | None = None
+    stated_terms: str | None = None
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
         """Whether a file's content is of this system, in its official layout."""
@@ -57,7 +59,8 @@ class System:
     @property
     def terms(self) -> str:
         """Under which terms the published weights of this system are given."""
-        return next(model.terms for model in MODELS.values() if model.system == self.name and model.repository)
+        named = (model.terms for model in MODELS.values() if model.system == self.name and model.repository)
+        return self.stated_terms or next(named)
 
 
 _SYSTEMS = (
@@ -76,6 +79,14 @@ _SYSTEMS = (
         class_name="ControlVAR",
         needs={"tokenizer": Need("var-tokenizer", beside="vae_*.pth")},
         overrides=("schedule", "heads", "control_types", "either_order", "halves"),
+    ),
+    # Before VAR, whose entries it has too.
+    System(
+        name="depthart",
+        module="nextscale.tasks.depth.depthart",
+        class_name="DepthART",
+        overrides=("tokenizer", "schedule", "heads", "training", "normalizer"),
+        stated_terms="MIT (bulatko/DepthART)",
     ),
     System(
         name="var",

@@ -90,7 +90,8 @@ def _bytes(path: Path) -> int:
 
 def _is_derived(name: str) -> bool:
     """Entries of official files that are no parameters: they follow from the sizes, or are statistics."""
-    return name.endswith(("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV"))
+    ends = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV", "normalizer.alpha", "normalizer.beta")
+    return name.endswith(ends)
 
 
 def _parts(opened: Any, scales: str | None) -> list[tuple[str, Any, Mapping[str, Any]]]:
@@ -99,7 +100,11 @@ def _parts(opened: Any, scales: str | None) -> list[tuple[str, Any, Mapping[str,
         return _parts_of(opened)
     model_class = opened.system.model_class
     role = "tokenizer" if not opened.system.needs else "transformer"
-    config, state = model_class.read_official(opened.content, **({} if scales is None else {"schedule": scales}))
+    given = {} if scales is None else {"schedule": scales}
+    if hasattr(model_class, "official_parts"):  # several models in one file
+        parts: list[tuple[str, Any, Mapping[str, Any]]] = model_class.official_parts(opened.content, **given)
+        return parts
+    config, state = model_class.read_official(opened.content, **given)
     found = [(role, config, state)]
     for name, need in opened.system.needs.items():
         content = _entry(opened.content, need.entry) if need.entry else None

@@ -303,6 +303,16 @@ class DepthART(DepthModel):
         return cls._config(state, **overrides), state
 
     @classmethod
+    def official_parts(cls, content: Mapping[str, Any], **overrides: Any) -> list[tuple[str, Any, dict[str, Tensor]]]:
+        """(what it is, configuration, tensors) of the models in an official file."""
+        config, state = cls.read_official(content, **overrides)
+        own, inner = layout.split(state)
+        found: list[tuple[str, Any, dict[str, Tensor]]] = [("transformer", config, own)]
+        if "quant_conv.weight" in inner:
+            found.append(("tokenizer", *ResidualVQ.read_official(inner, schedule=config.schedule)))
+        return found
+
+    @classmethod
     def _config(cls, state: Mapping[str, Tensor], **overrides: Any) -> DepthARTConfig:
         found = layout.sizes(state, overrides)
         preset = PRESETS["depthvar" if found["training"] == "plain" else "depthart"]

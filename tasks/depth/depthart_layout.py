@@ -67,10 +67,10 @@ def sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, An
     """
     unused = f"blocks.0.{SCALES}" in state
     names = ("heads", "norm_eps", "drop_path", "attention_scale")
-    told = {name: given.get(name) for name in names}
+    told = {"drop_path": 1 / 15, **{name: given[name] for name in names if given.get(name) is not None}}
     if unused:  # the release scales by 1 where these are, and then does not read them
-        told["attention_scale"] = told["attention_scale"] or 1.0
-    transformer = transformer_config(state, **{"drop_path": 1 / 15, **told, "attention": "dot"})
+        told.setdefault("attention_scale", 1.0)
+    transformer = transformer_config(state, **told, attention="dot")
     try:
         code_channels = state["word_embed.weight"].shape[1]
         classes, vocabulary = state["class_emb.weight"].shape[0] - 1, state["head.weight"].shape[0]
