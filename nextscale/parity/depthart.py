@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.core.autoencoder import AutoencoderConfig
@@ -16,8 +15,7 @@ from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.random import BatchDraws
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
-from nextscale.evaluation.depth import depth_metrics
-from nextscale.evaluation.depth_alignment import align
+from nextscale.evaluation import depth_depthart
 from nextscale.parity.building import KERNELS, in_official_names, norms
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
@@ -294,34 +292,25 @@ def normalize(case: Case) -> Mapping[str, Any]:
     }
 
 
-ALIGNERS = {
-    "si_l1": "median_of_ratios",
-    "si_l2": "scale",
-    "ssi_l2": "scale_shift",
-    "ssi_l1": "mean_deviation",
-    "si_l1log": "median_shift",
-}
-ERRORS = {"mae": "mae", "mse": "mse", "absrel": "abs_rel", "sqrel": "sq_rel"}
-
-
 @operations
 def evaluate(case: Case) -> Mapping[str, Any]:
     """Predictions brought onto the truth image by image, and their errors."""
-    options, size = case.options, tuple(case.options["size"])
-    truth, mask = (F.interpolate(case.tensor(name).float(), size=size) for name in ("gt", "mask"))
-    prediction = F.interpolate(case.tensor("pred"), size=size, mode="bilinear", align_corners=True)
-    outputs: dict[str, Any] = {"pred_up": prediction, "gt_up": truth, "mask_up": mask.to(torch.uint8)}
-    tables: dict[str, list[list[list[float]]]] = {"errors": [], "shares": []}
+    options = case.options
+    maps = (case.inputs["gt"][:, 0], case.inputs["pred"][:, 0], case.inputs["mask"][:, 0])
+    truth, prediction, mask = depth_depthart.resize_pair(*maps, tuple(options["size"]))
+    outputs: dict[str, Any] = {
+        name: part[:, None]
+        for name, part in (("pred_up", prediction), ("gt_up", truth), ("mask_up", mask.astype(np.uint8)))
+    }
+    errors, shares = [], []
     for aligner in options["aligners"]:
-        aligned, errors, shares = [], [], []
-        for true, predicted, known in zip(truth.numpy(), prediction.numpy(), mask.bool().numpy(), strict=True):
-            fitted = align(true[known], predicted[known], ALIGNERS[aligner])(predicted)
-            found = depth_metrics(true[known], fitted[known], [ERRORS[name] for name in options["errors"]])
-            errors.append([found[ERRORS[name]] for name in options["errors"]])
-            near = depth_metrics(true[known], fitted[known], options["shares"])
-            shares.append([1 - near[name] for name in options["shares"]])
-            aligned.append(fitted)
-        outputs[f"aligned_{aligner}"] = np.stack(aligned)
-        tables["errors"].append(errors)
-        tables["shares"].append(shares)
-    return {**outputs, **{name: np.array(table) for name, table in tables.items()}}
+        images = list(zip(truth, prediction, mask, strict=True))
+        fitted = [depth_depthart.aligned(*image, aligner) for image in images]
+        scored = [
+            depth_depthart.evaluate(g, p, known, options["errors"], options["shares"])
+            for (g, _, known), p in zip(images, fitted, strict=True)
+        ]
+        errors.append([each[0] for each in scored])
+        shares.append([each[1] for each in scored])
+        outputs[f"aligned_{aligner}"] = np.stack(fitted)[:, None]
+    return {**outputs, "errors": np.array(errors), "shares": np.array(shares)}
