@@ -172,7 +172,7 @@ def parse_steps(text: str) -> Steps:
         if name in PRESETS and not options:
             steps += PRESETS[name]
         elif name in KINDS:
-            steps.append(_step(KINDS[name], options))
+            steps.append(_step(name, options))
         else:
             raise ValueError(
                 f"{part.strip()!r} is no degradation; there are {', '.join(PRESETS)}, and with options, such as "
@@ -181,22 +181,23 @@ def parse_steps(text: str) -> Steps:
     return tuple(steps)
 
 
-def _step(cls: type[Degradation], options: str) -> Any:
+def _step(kind: str, options: str) -> Any:
+    cls = KINDS[kind]
     known, hints = {f.name for f in fields(cls)} - {"kind"}, get_type_hints(cls)
     given: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, equals, value = option.partition("=")
         if name not in known or not equals:
-            raise ValueError(f"{cls.kind} has no option {option!r}; expected {', '.join(sorted(known))}, as NAME=VALUE")
+            raise ValueError(f"{kind} has no option {option!r}; expected {', '.join(sorted(known))}, as NAME=VALUE")
         first, dots, last = value.partition("..")
         given[name] = (_value(first), _value(last)) if dots else _value(value)
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
         if choices and value not in choices:
-            raise ValueError(f"{name} of {cls.kind} is {value!r}; expected {' or '.join(choices)}")
+            raise ValueError(f"{name} of {kind} is {value!r}; expected {' or '.join(choices)}")
     try:
         return cls(**given)
     except TypeError:
-        raise ValueError(f"{cls.kind}:{options} has a value that is no number where one is expected") from None
+        raise ValueError(f"{kind}:{options} has a value that is no number where one is expected") from None
 
 
 def _value(text: str) -> Any:

@@ -21,8 +21,8 @@ def sample_generator(seed: int, *key: int | str) -> np.random.Generator:
     """Random numbers of one sample: they depend on the seed and its key, such as (epoch, number) or a file's name."""
     words = [seed, len(key)]  # the length, as zeros at the end would not count
     for part in key:
-        text = isinstance(part, str)
-        words.append(int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest()) if text else int(part))
+        digest = hashlib.blake2b(part.encode(), digest_size=8).digest() if isinstance(part, str) else None
+        words.append(int(part) if digest is None else int.from_bytes(digest))
     return np.random.default_rng(words)
 
 

@@ -19,7 +19,8 @@ class RainStreaks(Degradation):
     """Bright streaks over the image, O = B + S, as in Rain100L and Rain100H (Yang et al. 2017, equation 1).
 
     Attributes:
-        density: share of pixels from which a drop starts; 0.003 looks like Rain100L, five layers of 0.004 like Rain100H.
+        density: share of pixels from which a drop starts; 0.003 looks like Rain100L, five layers of 0.004 like
+            Rain100H.
         length: of the streaks in pixels.
         angle: of the fall to the vertical, in degrees.
         strength: brightness of a streak's middle.
