@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ JOINED = (
 how the names of the several do in place of that."""
 
 
-def _under(rules: Iterable[tuple[str, str]], ours: str, theirs: str) -> Rules:
+def under(rules: Iterable[tuple[str, str]], ours: str, theirs: str) -> Rules:
+    """The rules of a part, for where it stands in either whole."""
     return [(f"{ours}.{own}", f"{theirs}.{official}") for own, official in rules]
 
 
@@ -36,7 +37,7 @@ DECODER_RULES: Rules = [
     ("head.2", "p_head.conv2"),
     ("transformer.enter", "transdecoder.mid_proj_in"),
     ("transformer.leave", "transdecoder.mid_proj_out"),
-    *_under(
+    *under(
         [
             ("join", "skip_linear"),
             ("norm_attention", "norm1"),
@@ -71,7 +72,7 @@ DINOV2_RULES: Rules = [
     ("class_token", "cls_token"),
     ("position_embedding", "pos_embed"),
     ("mask_token", "mask_token"),
-    *_under(
+    *under(
         [
             ("norm1", "norm1"),
             ("attention.qkv", "attn.qkv"),
@@ -93,7 +94,7 @@ CLASSIFIER_RULES: Rules = [
     ("patches", "vit.embeddings.patch_embeddings.projection"),
     ("class_token", "vit.embeddings.cls_token"),
     ("position_embedding", "vit.embeddings.position_embeddings"),
-    *_under(
+    *under(
         [
             ("norm1", "layernorm_before"),
             *((f"attention.{part}", f"attention.attention.{part}") for part in ATTENTION),
@@ -132,9 +133,9 @@ _STAGE_RULES: Rules = [
 UNET_RULES: Rules = [
     ("time", "time_embed"),
     ("down.0.0.conv", "input_blocks.0.0"),
-    *_under([*_STAGE_RULES, ("conv", "op")], "down.*.*", "input_blocks.*.*"),
-    *_under(_STAGE_RULES, "middle.*", "middle_block.*"),
-    *_under([*_STAGE_RULES, ("conv", "conv")], "up.*.*", "output_blocks.*.*"),
+    *under([*_STAGE_RULES, ("conv", "op")], "down.*.*", "input_blocks.*.*"),
+    *under(_STAGE_RULES, "middle.*", "middle_block.*"),
+    *under([*_STAGE_RULES, ("conv", "conv")], "up.*.*", "output_blocks.*.*"),
 ]
 """Of Stable Diffusion's own files, below ``model.diffusion_model``."""
 
@@ -152,13 +153,13 @@ DIFFUSION_RULES: Rules = [
     ("scene.gamma", "cide_module.gamma"),
     ("scene.mix", "cide_module.fc"),
     ("scene.adapter", "cide_module.embedding_adapter.fc"),
-    *_under(CLASSIFIER_RULES, "classifier", "cide_module.vit_model"),
-    *_under(FIRST_STAGE_RULES, "first_stage", "encoder_vq"),
-    *_under(UNET_RULES, "unet", "unet.unet.diffusion_model"),
+    *under(CLASSIFIER_RULES, "classifier", "cide_module.vit_model"),
+    *under(FIRST_STAGE_RULES, "first_stage", "encoder_vq"),
+    *under(UNET_RULES, "unet", "unet.unet.diffusion_model"),
 ]
 
 PATCH_RULES: Rules = [
-    *_under(DINOV2_RULES, "vit", "backbone"),
+    *under(DINOV2_RULES, "vit", "backbone"),
     ("neck.project", "projects"),
     ("neck.resize", "resize_layers"),
     *((f"neck.even.{index}", f"scratch.layer{index + 1}_rn") for index in range(4)),
@@ -174,7 +175,7 @@ PATCH_RULES: Rules = [
 ]
 
 LAYOUTS = {
-    kind: KeyMap([*_under(DECODER_RULES, "decoder", "decoder.update"), *_under(rules, "encoder", "encoder")])
+    kind: KeyMap([*under(DECODER_RULES, "decoder", "decoder.update"), *under(rules, "encoder", "encoder")])
     for kind, rules in (("diffusion", DIFFUSION_RULES), ("patch", PATCH_RULES))
 }
 """Names of a whole model, by the kind of its encoder."""
@@ -203,10 +204,10 @@ def split(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
     return [(name, value)]
 
 
-def join(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def join(state: Mapping[str, Tensor], joints: Iterable[tuple[str, str, Sequence[str]]] = JOINED) -> dict[str, Tensor]:
     """What :func:`split` takes apart, put together again; where one of the several is missing, the others are kept."""
     joined = dict(state)
-    for stem, joint, parts in JOINED:
+    for stem, joint, parts in joints:
         for name in state:
             match = re.fullmatch(rf"({stem})\.{parts[0]}\.(weight|bias)", name)
             names = [f"{match[1]}.{part}.{match[2]}" for part in parts] if match else []
