@@ -163,6 +163,14 @@ _MODELS = (
     _joint(24, "1.0 B"),
     _joint(30, "2.0 B"),
     NamedModel(
+        name="varformer-d16",
+        system="varformer",
+        summary="restores photographs: rain, blur, noise, haze, low light; 908 M parameters",
+        terms="none stated by its authors (siywang541/Varformer), so all rights are theirs",
+        repository="wsy541/VarFormer",
+        file="net_g_last.pth",
+    ),
+    NamedModel(
         name="var-tokenizer",
         system="residual-vq",
         summary="images <-> 10 scales of 4,096 codes, stride 16, 109 M parameters",

@@ -64,6 +64,13 @@ class System:
 
 
 _SYSTEMS = (
+    # Before VAR and its tokenizer, which a file of it holds whole.
+    System(
+        name="varformer",
+        module="nextscale.tasks.restoration.varformer",
+        class_name="VarFormer",
+        overrides=("form", "guidance", "schedule", "heads"),
+    ),
     # Before VAR: a snapshot of its training holds a VAR too.
     System(
         name="car",
@@ -87,6 +94,13 @@ _SYSTEMS = (
         class_name="DepthART",
         overrides=("tokenizer", "schedule", "heads", "training", "normalizer"),
         stated_terms="MIT (bulatko/DepthART)",
+    ),
+    System(
+        name="dar",
+        module="nextscale.tasks.depth.dar",
+        class_name="DAR",
+        overrides=("dataset", "min_depth", "max_depth", "schedule", "heads"),
+        stated_terms="none stated by its authors (wjh892521292/DAR), who publish no weights",
     ),
     System(
         name="var",

@@ -1,0 +1,225 @@
+"""VarFormer's restoration network: an encoder and a decoder into whose levels the prior is injected.
+
+Official code siywang541/Varformer, ``var_vqgan_arch.py``. Level 0 is full resolution, each next one half of it; the
+tokenizer's own feature maps, V in the paper, guide what is taken from the prior. Maps are (batch, channels, height,
+width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nextscale.core.autoencoder import NORM_EPS, AutoencoderConfig, Decoder, Encoder, Level, Upsample, middle
+from nextscale.tasks.restoration.varformer_adjust import Adjustment
+from nextscale.tasks.restoration.varformer_parts import AnchorAttention, Map, Mixer, Selector
+
+Prior = Float[Tensor, "batch scales codes h w"]
+
+
+@dataclass(frozen=True)
+class FusionSizes:
+    """What all fusions of one network share.
+
+    Attributes:
+        scales, codes: of the prior.
+        side: of the prior's maps.
+        heads, window: of the window attention.
+        published: as in published files: weighed first, and with what they hold and never run.
+    """
+
+    scales: int
+    codes: int
+    side: int
+    heads: int
+    window: int
+    published: bool
+
+
+class Fusion(nn.Module):
+    """How the prior enters one level: select, mix, attend.
+
+    Args:
+        guide, width: channels of the tokenizer's map and of the level's.
+        factor: how often larger the level is than the prior.
+    """
+
+    def __init__(self, guide: int, width: int, factor: int, sizes: FusionSizes, norm_groups: int) -> None:
+        super().__init__()
+        side = sizes.side * factor
+        self.norm = nn.GroupNorm(norm_groups, guide + width, NORM_EPS)
+        self.conv = nn.Conv2d(guide + width, guide, 1)
+        self.selector = Selector(
+            guide,
+            width,
+            sizes.scales,
+            sizes.codes,
+            factor,
+            sizes.heads,
+            side,
+            window=sizes.window,
+            weigh_first=sizes.published,
+            unused=sizes.published,
+        )
+        self.mixer = Mixer(width, sizes.heads, side, window=sizes.window, unused=sizes.published)
+        self.anchors = AnchorAttention(width, width, norm_groups)
+
+    def forward(self, h: Map, guide: Map, prior: Prior) -> Map:
+        chosen = self.selector(self.conv(self.norm(torch.cat((guide, h), dim=1))), prior)
+        return cast(Tensor, self.anchors(self.mixer(h, chosen), chosen))
+
+
+def _fusions(widths: Sequence[tuple[int, int]], sizes: FusionSizes, norm_groups: int) -> nn.ModuleDict:
+    """One for each level but the first, where it would never be run; published files hold that one too.
+
+    Args:
+        widths: of the tokenizer's map and of the level's, from full resolution down.
+    """
+    lowest = len(widths) - 1
+    levels = range(0 if sizes.published else 1, len(widths))
+    return nn.ModuleDict({str(i): Fusion(*widths[i], 2 ** (lowest - i), sizes, norm_groups) for i in levels})
+
+
+@dataclass(frozen=True)
+class EncoderMaps:
+    """Attributes:
+
+    latent: what the encoder ends in.
+    levels: of each level before it is halved, from full resolution down.
+    middle: after the middle blocks.
+    """
+
+    latent: Map
+    levels: list[Map]
+    middle: Map
+
+
+def encode_levels(
+    encoder: Encoder, image: Float[Tensor, "batch 3 height width"], enter: Callable[[int, Map], Map] | None = None
+) -> EncoderMaps:
+    """An encoder, with the maps of all levels.
+
+    Args:
+        enter: what becomes of a level's input.
+    """
+    h, levels = encoder.conv_in(image), list[Tensor]()
+    for i, level in enumerate(encoder.levels):
+        assert isinstance(level, Level)
+        h = level.process(h if enter is None else enter(i, h))
+        levels.append(h)
+        if level.resample is not None:
+            h = level.resample(h)
+    h = encoder.middle(h)
+    return EncoderMaps(encoder.conv_out(F.silu(encoder.norm_out(h))), levels, h)
+
+
+class MainEncoder(nn.Module):
+    """The tokenizer's encoder with weights of its own, and with the prior entering before the blocks of a level."""
+
+    def __init__(self, config: AutoencoderConfig, sizes: FusionSizes) -> None:
+        super().__init__()
+        outputs = [config.channels * m for m in config.multipliers]
+        inputs = [config.channels, *outputs[:-1]]
+        self.trunk = Encoder(config)
+        self.fusions = _fusions(list(zip(outputs, inputs, strict=True)), sizes, config.norm_groups)
+
+    def forward(self, image: Float[Tensor, "batch 3 height width"], guides: Sequence[Map], prior: Prior) -> EncoderMaps:
+        """Maps of an image.
+
+        Args:
+            image: in [-1, 1].
+            guides: the tokenizer's encoder's maps, from full resolution down.
+        """
+
+        def enter(i: int, h: Map) -> Map:
+            return cast(Tensor, self.fusions[str(i)](h, guides[i], prior)) if i else h
+
+        return encode_levels(self.trunk, image, enter)
+
+
+def decode_levels(decoder: Decoder, latent: Map, stop: int = 0) -> tuple[Map, dict[int, Map]]:
+    """The tokenizer's decoder: the map after its middle, and that of each level before it is doubled.
+
+    Args:
+        stop: the last level that is computed.
+    """
+    h = start = decoder.middle(decoder.conv_in(latent))
+    levels: dict[int, Tensor] = {}
+    for i in reversed(range(stop, len(decoder.levels))):
+        level = decoder.levels[i]
+        assert isinstance(level, Level)
+        h = levels[i] = level.process(h)
+        if level.resample is not None:
+            h = level.resample(h)
+    return start, levels
+
+
+class MainDecoder(nn.Module):
+    """From the latent to the image, with the main encoder's maps and the prior entering before a level's blocks.
+
+    Args:
+        blocks: residual blocks per level.
+        adjust: whether maps are adjusted to the frozen decoder's (:class:`Adjustment`).
+    """
+
+    def __init__(self, config: AutoencoderConfig, sizes: FusionSizes, blocks: int, adjust: bool) -> None:
+        super().__init__()
+        multipliers, groups = config.multipliers, config.norm_groups
+        widths = [config.channels * m for m in multipliers]
+        outputs = [config.channels, *widths[:-1]]
+        lowest = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.middle = middle(widths[-1], config)
+        levels = [
+            Level(widths[i], outputs[i], blocks, config.attention and i == lowest, config) for i in range(len(widths))
+        ]
+        for i, level in enumerate(levels):
+            level.resample = Upsample(outputs[i]) if i else None
+        self.levels = nn.ModuleList(levels)
+        self.fusions = _fusions([(width, width) for width in widths], sizes, groups)
+        self.share = nn.Parameter(torch.ones(len(widths)))
+        self.norm_out = nn.GroupNorm(groups, outputs[0], NORM_EPS)
+        self.conv_out = nn.Conv2d(outputs[0], config.image_channels, 3, padding=1)
+        self.input_share = nn.Parameter(torch.tensor(0.5))
+        self.adjustments = nn.ModuleDict()
+        if adjust:
+            self.adjustments["middle"] = Adjustment(widths[-1], multipliers[-1], 0, groups, join=False)
+            for i in range(1, len(widths)):
+                self.adjustments[str(i)] = Adjustment(outputs[i], multipliers[i - 1], widths[i], groups, join=True)
+        # Published files hold a convolution of a map that a softmax over one channel has made all ones.
+        self.unused = nn.Conv2d(1, 1, 1) if sizes.published else None
+
+    def forward(
+        self,
+        latent: Map,
+        image: Float[Tensor, "batch 3 height width"],
+        skips: Sequence[Map],
+        guides: tuple[Map, dict[int, Map]],
+        prior: Prior,
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """The restored image, not clamped.
+
+        Args:
+            image: the degraded one, in [-1, 1], of which a learned share is added at the end.
+            skips: the main encoder's maps, from full resolution down.
+            guides: :func:`decode_levels` of the frozen decoder.
+        """
+        h, handed_on = self.middle(self.conv_in(latent)), None
+        if self.adjustments:
+            h, handed_on = self.adjustments["middle"](h, guides[0])
+        for i in reversed(range(len(self.levels))):
+            share = self.share[i].sigmoid()
+            h = share * h + (1 - share) * skips[i]
+            if i > 0:
+                h = self.fusions[str(i)](h, guides[1][i], prior)
+            h = self.levels[i](h)
+            if i > 0 and self.adjustments:
+                h, handed_on = self.adjustments[str(i)](h, guides[1][i - 1], handed_on)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return h * (1 - self.input_share) + image * self.input_share
