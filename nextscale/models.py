@@ -137,6 +137,29 @@ def _bits(name: str, file: str, bits: int, quality: str) -> NamedModel:
     )
 
 
+def _sar3d(condition: str, file: str, summary: str) -> NamedModel:
+    return NamedModel(
+        name=f"sar3d-{condition}",
+        system="sar3d",
+        summary=f"3D shapes of {summary}",
+        terms="S-Lab License 1.0, non-commercial (cyw-3d/SAR3D)",
+        repository="cyw-3d/sar3d",
+        file=file,
+        needs={"tokenizer": "sar3d-vqvae"},
+    )
+
+
+def _triplanes(name: str, file: str, shown: str) -> NamedModel:
+    return NamedModel(
+        name=name,
+        system="triplane-vq",
+        summary=f"six views <-> 10 scales of 16,384 codes on three planes, {shown}, 176 M parameters",
+        terms="S-Lab License 1.0, non-commercial (cyw-3d/SAR3D)",
+        repository="cyw-3d/sar3d",
+        file=file,
+    )
+
+
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
     NamedModel(
@@ -198,6 +221,10 @@ _MODELS = (
     _bits("d32", "infinity_vae_d32reg.pth", 32, ", rFID 0.32 at 512 px; infinity-2b's"),
     _bits("d64", "infinity_vae_d64.pth", 64, ", rFID 0.15 at 512 px"),
     _bits("d56", "infinity_vae_d56_f8_14_patchify.pth", 56, " of 2 x 2 cells; infinity-8b's"),
+    _sar3d("image", "image-condition-ckpt.pth", "pictures, 1.2 B parameters, published FID 22.55"),
+    _sar3d("text", "text-condition-ckpt.pth", "prompts, 383 M parameters"),
+    _triplanes("sar3d-vqvae", "vqvae-ckpt.pt", "density fields"),
+    _triplanes("sar3d-vqvae-mesh", "vqvae-flexicubes-ckpt.pt", "FlexiCubes meshes"),
 )
 
 MODELS: dict[str, NamedModel] = {model.name: model for model in _MODELS}

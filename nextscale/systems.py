@@ -158,6 +158,27 @@ _SYSTEMS = (
         class_name="BitwiseVQ",
         overrides=("schedule", "patch", "halvings", "norm_groups"),
     ),
+    System(
+        name="sar3d",
+        module="nextscale.tasks.shapes.sar3d",
+        class_name="SAR3D",
+        needs={"tokenizer": Need("sar3d-vqvae", ("trainer", "vae_local"), "vqvae-*.pt")},
+        overrides=(
+            "schedule",
+            "heads",
+            "condition",
+            "text_encoder",
+            "image_encoder",
+            "condition_drop",
+            "guidance",
+        ),
+    ),
+    System(
+        name="triplane-vq",
+        module="nextscale.tasks.shapes.sar3d_tokenizer",
+        class_name="TriplaneVQ",
+        overrides=("schedule", "heads", "view_heads", "smoothing", "beta", "norm_groups", "grid", "published"),
+    ),
 )
 
 SYSTEMS: dict[str, System] = {system.name: system for system in _SYSTEMS}

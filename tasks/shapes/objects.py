@@ -186,14 +186,17 @@ def _write(path: Path, data: bytes) -> None:
 class ShapeGenerator(nn.Module):
     """A network over the scales of a shape, and its frozen tokenizer.
 
-    A system adds :meth:`prepare` and :meth:`draw_shapes`.
+    A system adds :meth:`prepare` and ``draw_shapes``.
 
     Attributes:
         tokenizer: takes no gradient and stays in evaluation form.
+        draw_shapes: one shape for each of some prepared conditions: of these, the draws, a function to be called once
+            for every scale, and the system's own options by name.
     """
 
     config: Any
     tokenizer: Any
+    draw_shapes: Callable[..., Sequence[Shape]]
 
     def prepare(self, condition: Any) -> Any:
         """What the network reads of conditions: has a length, and ``select(numbers)``.
@@ -203,18 +206,9 @@ class ShapeGenerator(nn.Module):
         """
         raise NotImplementedError
 
-    def draw_shapes(self, condition: Any, draws: Draws, advance: Callable[[], None], **options: Any) -> Sequence[Shape]:
-        """One shape for each of some prepared conditions.
-
-        Args:
-            advance: to be called once for every scale.
-            options: the system's own.
-        """
-        raise NotImplementedError
-
     @property
     def scales(self) -> int:
-        """How often :meth:`draw_shapes` calls ``advance``."""
+        """How many scales ``draw_shapes`` goes through."""
         return len(self.config.schedule)
 
     def train(self, mode: bool = True) -> Self:

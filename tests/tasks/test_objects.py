@@ -120,7 +120,7 @@ class Triangles(ShapeGenerator):
     def prepare(self, condition: int | list[int]) -> Numbers:
         return Numbers([condition] if isinstance(condition, int) else condition)
 
-    def draw_shapes(self, condition: Numbers, draws: Draws, advance: Callable[[], None], **options: Any) -> list[Shape]:
+    def draw_shapes(self, condition: Numbers, draws: Draws, advance: Callable[[], None]) -> list[Shape]:  # type: ignore[override]
         for _ in range(self.scales):
             advance()
         places = draws.exponential((len(condition), 3), self.device)
