@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-EVALUATIONS: dict[str, str] = {}
+EVALUATIONS: dict[str, str] = {
+    "text-to-image": "draw the prompts of GenEval, DPG or HPS in their layouts; CLIP score, GenEval's score",
+}
 """What can be evaluated, ``nextscale.cli.evaluate_<name>``, and its summary."""
 
 
@@ -29,4 +31,4 @@ def run(arguments: Any) -> None:
 
 def module(name: str) -> Any:
     """The module of a benchmark."""
-    return import_module(f"nextscale.cli.evaluate_{name}")
+    return import_module(f"nextscale.cli.evaluate_{name.replace('-', '_')}")

@@ -94,3 +94,86 @@ def test_files_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="holds no prompt"):
         read_prompts(tmp_path / "empty.txt")
+
+
+@pytest.fixture(scope="module")
+def judges(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A CLIP and a Mask2Former of random weights, as transformers saves them."""
+    from transformers import (
+        AutoTokenizer,
+        CLIPConfig,
+        CLIPImageProcessorPil,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPVisionConfig,
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessorPil,
+        SwinConfig,
+    )
+
+    root = tmp_path_factory.mktemp("judges")
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(folder / "words")
+    text = CLIPTextConfig(**tower, vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=1,
+                          bos_token_id=1, pad_token_id=0)  # fmt: skip
+    vision = CLIPVisionConfig(**tower, image_size=8, patch_size=4)
+    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(
+        root / "clip"
+    )
+    tokenizer.save_pretrained(root / "clip")
+    size = {"height": 8, "width": 8}
+    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=size).save_pretrained(root / "clip")
+    swin = SwinConfig(image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    config = Mask2FormerConfig(backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32,
+                               encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2,
+                               num_attention_heads=2, num_queries=5, id2label={0: "fox", 1: "mouse"})  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(root / "detector")
+    Mask2FormerImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(root / "detector")
+    return SimpleNamespace(clip=root / "clip", detector=root / "detector")
+
+
+def test_benchmarks_of_prompts(
+    folder: Path, judges: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drawn in GenEval's layout, taken up where it was stopped, and scored."""
+    lines = [
+        {"tag": "single_object", "include": [{"class": "fox", "count": 1}], "prompt": "a red fox"},
+        {"tag": "colors", "include": [{"class": "fox", "count": 1, "color": "red"}], "prompt": "a fox"},
+    ]
+    prompts, out = tmp_path / "metadata.jsonl", tmp_path / "out"
+    prompts.write_text("\n".join(json.dumps(line) for line in lines))
+    line = f"evaluate text-to-image {folder} --benchmark geneval --prompts {prompts} --out {out} --samples 2"
+    assert "images of 1 prompts" in typed(f"{line} --limit 1", capsys)
+    before = (out / "00000/samples/00001.png").stat().st_mtime_ns
+    said = typed(f"{line} --clip {judges.clip} --detector {judges.detector}", capsys)
+    assert "1 of 2 prompts are drawn already" in said
+    assert (out / "00000/samples/00001.png").stat().st_mtime_ns == before
+    figures = json.loads((out / "results.json").read_text())
+    assert 0 <= figures["clip_score"] <= 100
+    assert set(figures) >= {"geneval", "geneval single_object", "geneval colors", "geneval images", "geneval prompts"}
+    assert [len(row["clip_score"]) for row in figures["prompts"]] == [2, 2]
+    again = typed(f"evaluate text-to-image {out} --benchmark geneval --prompts {prompts} --samples 2 --clip "
+                  f"{judges.clip} --out {tmp_path / 'again'}", capsys)  # fmt: skip
+    assert "clip_score" in again
+    assert json.loads((tmp_path / "again/results.json").read_text())["clip_score"] == pytest.approx(
+        figures["clip_score"], abs=1e-4
+    )
+    assert "holds images drawn with other settings" in typed(f"{line} --seed 1", capsys, 2)
+    (out / "00001/samples/00000.png").unlink()
+    assert "lacks images of 1 of 2 prompts: 00001" in typed(
+        f"evaluate text-to-image {out} --benchmark geneval --prompts {prompts} --samples 2", capsys, 2
+    )
+
+
+def test_benchmark_options_that_mean_nothing(
+    folder: Path, judges: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.txt").write_text("a fox")
+    line = f"evaluate text-to-image {folder} --prompts {tmp_path / 'lines.txt'} --out {tmp_path / 'out'}"
+    assert "needs --clip" in typed(f"{line} --detector x", capsys, 2)
+    assert "--samples is 0" in typed(f"{line} --samples 0", capsys, 2)
+    assert "expected a CLIP" in typed(f"{line} --clip {judges.detector}", capsys, 2)
+    assert "HPS has one image" in typed(f"{line} --benchmark hps --samples 2", capsys, 2)
