@@ -1,0 +1,34 @@
+"""``nextscale prepare``
+
+What can be prepared is a module each, with ``add_arguments(parser)`` and ``run(arguments)``, as commands are.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+PREPARATIONS: dict[str, str] = {
+    "scenes": "synthetic rooms and streets: pictures with exact depth, to train depth models on",
+}
+"""What can be prepared, ``nextscale.cli.prepare_<name>``, and its summary."""
+
+
+def add_arguments(parser: Any) -> None:
+    from nextscale.cli.parsing import new_parser
+
+    kinds = parser.add_subcommands(title="what to prepare", metavar="DATA")
+    for name, summary in PREPARATIONS.items():
+        kind = new_parser(f"nextscale prepare {name}", summary[0].upper() + summary[1:] + ".")
+        module(name).add_arguments(kind)
+        kinds.add_subcommand(name, kind, help=summary)
+
+
+def run(arguments: Any) -> None:
+    kind = arguments.subcommand
+    module(kind).run(arguments[kind])
+
+
+def module(name: str) -> Any:
+    """The module of a kind of data."""
+    return import_module(f"nextscale.cli.prepare_{name}")
