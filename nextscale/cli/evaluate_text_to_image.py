@@ -144,9 +144,11 @@ def _score(benchmark: Benchmark, tasks: Sequence[Task], arguments: Any, folder: 
     from nextscale.evaluation.clip import Clip
     from nextscale.evaluation.detectors import Mask2Former
     from nextscale.evaluation.geneval import COLOURS, Verdict, colour_prompts, judge, summary
+    from nextscale.tasks.generation.text import quiet
 
-    clip = Clip(arguments.clip, arguments.device or "cpu")
-    detector = Mask2Former(arguments.detector, arguments.device or "cpu") if arguments.detector else None
+    with quiet():
+        clip = Clip(arguments.clip, arguments.device or "cpu")
+        detector = Mask2Former(arguments.detector, arguments.device or "cpu") if arguments.detector else None
 
     def name_colours(pictures: Any, name: str) -> list[str]:
         return [COLOURS[found] for found in clip.classify(pictures, colour_prompts(name))]

@@ -125,13 +125,13 @@ def judges(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
     tokenizer.save_pretrained(root / "clip")
     size = {"height": 8, "width": 8}
     CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=size).save_pretrained(root / "clip")
-    swin = SwinConfig(image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
                       out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
     config = Mask2FormerConfig(backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32,
                                encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2,
                                num_attention_heads=2, num_queries=5, id2label={0: "fox", 1: "mouse"})  # fmt: skip
     Mask2FormerForUniversalSegmentation(config).save_pretrained(root / "detector")
-    Mask2FormerImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(root / "detector")
+    Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(root / "detector")
     return SimpleNamespace(clip=root / "clip", detector=root / "detector")
 
 
