@@ -5,6 +5,7 @@ not at all.
 """
 
 from nextscale.pictures.animation import animate
+from nextscale.pictures.depth import depth_picture, depth_png
 from nextscale.pictures.files import free_path, write_file
 from nextscale.pictures.page import Code, Facts, Figure, Gallery, Section, Table, write_page
 from nextscale.pictures.sheets import comparison_sheet, contact_sheet, scale_strip
@@ -22,6 +23,8 @@ __all__ = [
     "animate",
     "comparison_sheet",
     "contact_sheet",
+    "depth_picture",
+    "depth_png",
     "free_path",
     "save_png",
     "save_pngs",

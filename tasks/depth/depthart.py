@@ -88,6 +88,7 @@ class DepthART(DepthModel):
     """
 
     system: ClassVar[str] = SYSTEM
+    options: ClassVar[tuple[str, ...]] = ("pick", "top_k", "top_p")
     unit: Unit = "relative"
 
     def __init__(self, config: DepthARTConfig, tokenizer: ImageTokenizer) -> None:
@@ -261,7 +262,7 @@ class DepthART(DepthModel):
 
         Args:
             samples: codes averaged at every position.
-            given: ``pick``, ``top_k`` and ``top_p`` of :meth:`emitter`.
+            given: of :attr:`options`, for :meth:`emitter`.
         """
         emitter, scales = self.emitter(samples, **given), len(self.config.schedule)
         for step in self.steps(self.pyramid(images * 2 - 1), draws=draws, emitter=emitter):

@@ -58,9 +58,11 @@ class DepthModel(nn.Module, ABC):
 
     Attributes:
         unit: of what it predicts.
+        options: names of what :meth:`infer` takes beside, and :meth:`predict` hands on.
     """
 
     system: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
     unit: Unit
 
     config: Any
@@ -108,11 +110,14 @@ class DepthModel(nn.Module, ABC):
             official_draws: consume one generator per batch in the official code's order, seeded with the batch's
                 first seed.
             progress: called with (steps done, steps in all).
-            given: what the system's :meth:`infer` takes beside.
+            given: the system's own :attr:`options`.
 
         Raises:
-            ValueError: the image has another shape or range, or a number is out of range.
+            ValueError: the image has another shape or range, a number is out of range, or an option is none of these.
         """
+        if unknown := [name for name in given if name not in self.options]:
+            known = f"it takes {', '.join(self.options)}" if self.options else "it takes none beside"
+            raise ValueError(f"{type(self).__name__} takes no option {', '.join(unknown)}; {known}")
         photos = self._photos(image)
         samples = self.published_samples if n is None else n
         if samples < 1 or batch_size < 1:
