@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .blobs import FolderStore, Names, Store
-from .decoding import CENTRE, decode, image_size, square, to_signed
+from .decoding import CENTRE, Planes, decode, image_size, square, to_signed
 from .draws import uniforms
 from .errors import ImageError, ImageSizeError, LabelError, NoImagesError, UnreadableImagesError, listed
 from .shards import NO_LABEL, open_shards
@@ -122,6 +122,8 @@ class ImageDataset:
         self._store, self._names = store, names
         self._reported: set[int] = set()
         self._cache: tuple[np.ndarray, np.ndarray] | None = None
+        self._whole: dict[int, Planes] = {}
+        self._room = CACHE_LIMIT
         self._make_cache()
 
     def __len__(self) -> int:
@@ -145,6 +147,11 @@ class ImageDataset:
                 f"{len(self)} samples, such as {self._names[0]}, have no class: put images into one "
                 "folder per class, or a .cls file or label column into the shards (without labels=False)"
             )
+        return self
+
+    def as_one_class(self) -> "ImageDataset":
+        """All samples are of class 0, whatever they were of. Returns the dataset itself."""
+        self.labels, self.classes = np.zeros(len(self), np.int64), None
         return self
 
     def name(self, index: int) -> str:
@@ -247,8 +254,20 @@ class ImageDataset:
             if state[position] == _KEPT:
                 pixels: np.ndarray = kept[position]
                 return pixels[:, :, ::-1] if flip else pixels
-        planes = decode(self._store.read(position))
+        planes = self._decoded(position)
         return square(planes, self.size, ratio=self.resize_ratio, flip=flip, across=across, down=down)
+
+    def _decoded(self, position: int) -> Planes:
+        """A whole image; kept, while there is room, where crops are cut from it: that costs far less than decoding."""
+        if position in self._whole:
+            return self._whole[position]
+        planes = decode(self._store.read(position))
+        width, height = planes[0].size
+        pixels = width * height * (3 if planes[0].mode == "RGB" else 4 * len(planes))
+        if not self.resize_ratio and pixels <= self._room:
+            self._whole[position] = planes
+            self._room -= pixels
+        return planes
 
     def _make_cache(self) -> None:
         """Room for decoded pixels where no resize or crop is due, so that an image is decoded once.
@@ -262,7 +281,7 @@ class ImageDataset:
             self._cache = pages[len(self) :].reshape(shape), pages[: len(self)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "_cache": None, "_whole": {}, "_room": CACHE_LIMIT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

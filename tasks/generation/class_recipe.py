@@ -42,7 +42,7 @@ class ClassRecipe:
 
     Attributes:
         data: the images, encoded on the fly.
-        classes: None: as many as the data has.
+        classes: None: as many as the data has; 1: all images are of one, and need no labels.
         class_names: None: those of the data, if it names its classes.
         label_drop: share of labels replaced by "no class".
         guidance: strength the finished model samples with where none is asked for.
@@ -86,11 +86,13 @@ class ClassRecipe:
             ValueError: it has no classes.
         """
         assert self.data is not None
-        return self.data.open_training(self.training.seed, labels=True).require_labels()
+        dataset = self.data.open_training(self.training.seed, labels=self.classes != 1)
+        return dataset.as_one_class() if self.classes == 1 else dataset.require_labels()
 
     def held_out(self) -> Any:
         """Data to validate on, or None."""
-        return self.data.open_validation(labels=True) if self.data is not None else None
+        dataset = self.data.open_validation(labels=self.classes != 1) if self.data is not None else None
+        return dataset.as_one_class() if dataset is not None and self.classes == 1 else dataset
 
     def known_classes(self, dataset: Any) -> tuple[int, tuple[str, ...] | None]:
         """How many classes the model is to know, and their names.
