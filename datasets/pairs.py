@@ -200,10 +200,10 @@ def _paired(where: str, base: Path, found: Sequence[tuple[str, tuple[str, ...]]]
             missing.append(f"{name} (expected {places[0]}.*)")
     if missing:
         raise PairError(f"{where}: {len(missing)} of {len(found)} images have no clean image: {listed(missing)}")
-    notes = ()
+    notes = []
     if split.count is not None and split.count != len(items):
-        notes = (f"{where} holds {len(items):,} images; {split.count:,} were published",)
-    return Pairs(where, tuple(items), split.fit, notes)
+        notes.append(f"{where} holds {len(items):,} images; {split.count:,} were published")
+    return Pairs(where, tuple(items), split.fit, tuple(notes))
 
 
 def check_pairs(
