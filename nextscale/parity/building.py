@@ -8,7 +8,7 @@ that contradict the weights fail.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -54,9 +54,13 @@ def tokenizer_config(config: Mapping[str, Any]) -> ResidualVQConfig:
     )
 
 
-def build_tokenizer(case: Case, training: bool = False) -> ResidualVQ:
-    """The case's tokenizer, in evaluation form or ready to train."""
-    arguments = case.config["vae"]
+def build_tokenizer(case: Case, training: bool = False, part: str = "vae") -> ResidualVQ:
+    """The case's tokenizer, in evaluation form or ready to train.
+
+    Args:
+        part: its name in the case.
+    """
+    arguments = case.config[part]
     config = tokenizer_config(arguments)
     arguments.ignore("test_mode")  # freezes the parameters; the operation decides that
     if not training:
@@ -66,7 +70,7 @@ def build_tokenizer(case: Case, training: bool = False) -> ResidualVQ:
             f"dropout is {arguments['dropout']}: in train form its draws are random, so no case can be met"
         )
     loaded = ResidualVQ.from_official(
-        case.state_dict("vae"),
+        case.state_dict(part),
         schedule=config.schedule,
         unit_norm=config.quantizer.unit_norm,
         smoothing=config.quantizer.smoothing,
@@ -136,6 +140,19 @@ def in_official_names(model: Any, values: Mapping[str, Tensor | None]) -> dict[s
 def norms(tensors: Mapping[str, Tensor], names: list[str]) -> np.ndarray:
     """2-norms in the order of ``names``; in float64, since single precision loses digits over millions of numbers."""
     return np.array([float(tensors[name].double().norm()) for name in names])
+
+
+def check_decay(model: Any, groups: Sequence[Mapping[str, Any]], names: Sequence[str], decayed: Sequence[str]) -> None:
+    """The parameters with weight decay must be the ones the case names.
+
+    Raises:
+        ReplayError: they are not.
+    """
+    ours = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    marks = {name: torch.full_like(p, float(id(p) in ours)) for name, p in model.named_parameters()}
+    exported = in_official_names(model, marks)
+    if wrong := sorted({name for name in names if exported[name].any()} ^ set(decayed)):
+        raise ReplayError(f"weight decay applies to other parameters than the case says: {', '.join(wrong)}")
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from nextscale.core.cross_attention import Packed
 _log = logging.getLogger(__name__)
 RECENT = 64 * 2**20
 """Bytes of features of the latest texts that are kept in memory."""
+PIPELINE = ("tokenizer", "text_encoder")
+"""Folders in which a pipeline of diffusers keeps its text encoder."""
 _SAMPLE = 2**20
 """Bytes at both ends of a file of weights that its fingerprint is taken of."""
 
@@ -34,12 +36,15 @@ class TextEncoderConfig:
     kind: which half of the model is used; None: told by its configuration.
     max_length: tokens a text is cut to, its end token included.
     padded: fill every text up to ``max_length`` and let the padding count, as models do that take no mask.
+    folders: of tokenizer and encoder inside ``name``, as pipelines of diffusers keep them. A folder on this machine
+        that has a ``tokenizer`` and a ``text_encoder`` is read so without being told.
     """
 
     name: str
     kind: Literal["t5", "clip"] | None = None
     max_length: int = 512
     padded: bool = False
+    folders: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -65,6 +70,10 @@ class TextFeatures:
     def join(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(Packed.join(part.states for part in parts), torch.cat(pooled) if len(pooled) == len(parts) else None)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextFeatures:
+        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
+        return TextFeatures(self.states.to(device, dtype), pooled)
 
     def select(self, indices: Sequence[int]) -> TextFeatures:
         """The texts with these numbers, in this order."""
@@ -98,6 +107,7 @@ class TextEncoder:
         beside = [] if home is None else [home / config.name, home / Path(config.name).name]
         self.source = next((str(place) for place in beside if place.is_dir()), config.name)
         self.config, self.bits = config, bits
+        self.folders = self._folders()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self.cache = None if cache is None else Path(cache)
@@ -107,6 +117,20 @@ class TextEncoder:
         self._fingerprint: str | None = None
         self._recent: dict[str, TextFeatures] = {}
         self._recent_bytes = 0
+
+    def _folders(self) -> tuple[str, str]:
+        """Where tokenizer and encoder lie in the source; empty: the source itself."""
+        named, here = self.config.folders, Path(self.source)
+        if not here.is_dir():
+            return named or ("", "")
+        usual = [pair for pair in (named, PIPELINE) if pair is not None]
+        return next((pair for pair in usual if all((here / part).is_dir() for part in pair)), ("", ""))
+
+    def _at(self, folder: str) -> dict[str, Any]:
+        """The place of a part, as transformers takes it."""
+        if folder and Path(self.source).is_dir():
+            return {"pretrained_model_name_or_path": str(Path(self.source) / folder)}
+        return {"pretrained_model_name_or_path": self.source, **({"subfolder": folder} if folder else {})}
 
     @property
     def width(self) -> int:
@@ -195,8 +219,8 @@ class TextEncoder:
             model_class: Any = {"t5": T5EncoderModel, "clip": CLIPTextModel, None: AutoModel}[kind]
             given = {} if self.bits is None else {"quantization_config": quantization(self.bits, self.device)}
             with _explained(self.source), quiet():
-                self._tokenizer = AutoTokenizer.from_pretrained(self.source)
-                model = model_class.from_pretrained(self.source, dtype=self.dtype, **given)
+                self._tokenizer = AutoTokenizer.from_pretrained(**self._at(self.folders[0]))
+                model = model_class.from_pretrained(**self._at(self.folders[1]), dtype=self.dtype, **given)
             self._model = model.eval() if self.bits is not None else model.eval().to(self.device)
             self._model.requires_grad_(False)
         return self._tokenizer, self._model
@@ -205,7 +229,7 @@ class TextEncoder:
         from transformers import AutoConfig
 
         with _explained(self.source):
-            config = AutoConfig.from_pretrained(self.source)
+            config = AutoConfig.from_pretrained(**self._at(self.folders[1]))
         return getattr(config, "text_config", None) or config
 
     # --- the cache ---------------------------------------------------------------------------------------
@@ -226,7 +250,7 @@ class TextEncoder:
             digest = hashlib.sha256(repr((self.config.max_length, self.config.padded, self.bits)).encode())
             folder = Path(self.source)
             if folder.is_dir():
-                for path in sorted(folder.iterdir()):
+                for path in sorted(path for part in set(self.folders) for path in (folder / part).iterdir()):
                     if path.is_file():
                         digest.update(f"{path.name} {path.stat().st_size}".encode())
                         with path.open("rb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -96,6 +96,9 @@ class TextRecipe:
     temperature: float = 1.0
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(output="runs/text-to-image"))
 
+    small_encoder: ClassVar[Literal["t5", "clip"]] = "t5"
+    """Kind of an encoder made here."""
+
     # --- what a system says ------------------------------------------------------------------------------
 
     def build(self, encoder: TextEncoder, load: Load) -> TextToImage:
@@ -115,7 +118,12 @@ class TextRecipe:
             place = Path(self.training.output) / "text-encoder"
             if not (place / "config.json").is_file():
                 make_encoder(
-                    place, dataset.vocabulary(), width=self.text_width, max_length=self.text_length, seed=self.text_seed
+                    place,
+                    dataset.vocabulary(),
+                    kind=self.small_encoder,
+                    width=self.text_width,
+                    max_length=self.text_length,
+                    seed=self.text_seed,
                 )
             name = str(place)
         config = TextEncoderConfig(name, max_length=self.text_length)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -55,7 +55,10 @@ class TextToImage(nn.Module):
         schedule_of: the scales to draw, of the system's options of sampling.
         painter: the network with the texts it is to draw: of their features, the features of what to stay away from
             (for each text; None: no text), and the system's options of sampling.
+        empty_prompt: what stands for no text, in systems that learn nothing else for it.
     """
+
+    empty_prompt: ClassVar[str | None] = None
 
     config: Any
     tokenizer: Any
@@ -106,12 +109,12 @@ class TextToImage(nn.Module):
         if not source.is_dir():
             return config
         target = Path(folder) / Path(config.name).name
-        files = [path for path in source.iterdir() if path.is_file()]
+        files = [path for path in source.rglob("*") if path.is_file()]
         if sum(path.stat().st_size for path in files) > SMALL_ENCODER:
             return config
         if target.resolve() != source.resolve():
             for path in files:
-                write_atomically(target / path.name, partial(shutil.copyfile, path))
+                write_atomically(target / path.relative_to(source), partial(shutil.copyfile, path))
         return replace(config, name=target.name)
 
     def features(self, prompt: Prompt) -> TextFeatures:
@@ -191,6 +194,7 @@ class TextToImage(nn.Module):
         n = count if n is None else n
         seeds = image_seeds(seed, n)
         wanted = self.features(prompt)
+        negative_prompt = self.empty_prompt if negative_prompt is None else negative_prompt
         others = None if negative_prompt is None else self.features(negative_prompt)
         if others is not None and len(others) not in (1, count):
             raise ValueError(
