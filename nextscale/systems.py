@@ -239,6 +239,9 @@ RECIPES: dict[str, Recipe] = {
     "code-refiner": Recipe(
         "nextscale.tasks.generation.code_recipe:RefinerRecipe", "VAR for the fine scales, taught by a larger one"
     ),
+    "varformer": Recipe(
+        "nextscale.tasks.restoration.varformer_recipe:VarFormerRecipe", "restoration of photographs on a VAR's prior"
+    ),
     "controlvar": Recipe(
         "nextscale.tasks.generation.controlvar_recipe:ControlVARRecipe", "control pictures and images together"
     ),

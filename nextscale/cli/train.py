@@ -20,7 +20,7 @@ HARMLESS = (
 """Entries of ``training`` that a run may change when it is taken up again."""
 
 
-MODEL_OPTIONS = ("tokenizer", "init", "teacher")
+MODEL_OPTIONS = ("tokenizer", "init", "teacher", "prior")
 """Options of recipes that name a model."""
 
 

@@ -159,7 +159,7 @@ def train_step(case: Case) -> Mapping[str, Any]:
         "lq_latent": output.degraded.latent,
         "logits": output.roll_out.logits,
         "pixels": output.pixels,
-        "loss_terms": [float(terms[name]) if name in terms else 0.0 for name in names],
+        "loss_terms": [terms[name].item() if name in terms else 0.0 for name in names],
         "loss": np.float64(loss.item()),
         "grad_norms": norms(_gradients(model), options["grad_names"]),
     }

@@ -56,7 +56,8 @@ class VarFormerConfig:
             the tokenizer's decoder from what the roll-out gives.
         adjust: the restoration decoder is adjusted to the frozen one's maps by deformable convolutions.
         decoder_blocks: residual blocks per level of the restoration decoder.
-        encoder_heads, decoder_heads, window: of the window attention in the restoration network.
+        encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
+            of two such blocks in every selector and mixer.
         guidance: strength at the last scale between the two rows that each image has in the ``"published"`` form.
         with_prior: False: the same network with zeros in place of all that VAR and its tokenizer give, to compare with.
         form: ``"published"``: the steering attention scrambles rows and tokens, so that an image depends on its batch
@@ -73,6 +74,7 @@ class VarFormerConfig:
     encoder_heads: int = 8
     decoder_heads: int = 4
     window: int = 4
+    window_groups: int = 2
     guidance: float = 0.5
     with_prior: bool = True
     form: Literal["published", "fixed"] = "fixed"
@@ -143,7 +145,8 @@ class VarFormer(nn.Module):
         self.encoder: MainEncoder | None = None
         self.decoder: MainDecoder | None = None
         if config.restoration:
-            fusion = FusionSizes(len(schedule), codes, height, config.encoder_heads, config.window, published)
+            window = config.window, config.window_groups
+            fusion = FusionSizes(len(schedule), codes, height, config.encoder_heads, *window, published)
             autoencoder = tokenizer.autoencoder
             self.encoder = MainEncoder(autoencoder, fusion)
             fusion = replace(fusion, heads=config.decoder_heads)

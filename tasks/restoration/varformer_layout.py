@@ -205,7 +205,7 @@ def official_blanks(config: VarFormerConfig, prior: VARConfig, tokenizer: Residu
     for network in ("Mainencoder", "main_decoder"):
         for level in range(lowest + 1):
             for part in ("cat_rec_syn", "DAE"):
-                for group in range(2):
+                for group in range(config.window_groups):
                     at = f"{network}.{part}.Level_{level}.swin_blocks.{group}.residual_group.blocks"
                     found |= window_buffers(at, side << (lowest - level), config.window, depth=2)
     return found
@@ -258,6 +258,7 @@ def read_sizes(
             for own, network in (("encoder_heads", "Mainencoder"), ("decoder_heads", "main_decoder")):
                 rows, sizes[own] = state[table.format(network)].shape
                 sizes["window"] = (round(rows**0.5) + 1) // 2
+            sizes["window_groups"] = _count(state, "Mainencoder.DAE.Level_1.swin_blocks.", 4)
         except KeyError as error:
             raise CheckpointError(f"the state dict lacks an entry of VarFormer: {error}") from None
     return state, sizes, prior, tokenizer

@@ -30,7 +30,7 @@ class FusionSizes:
     Attributes:
         scales, codes: of the prior.
         side: of the prior's maps.
-        heads, window: of the window attention.
+        heads, window: of the window attention; groups: of two blocks of it, one after the other.
         published: as in published files: weighed first, and with what they hold and never run.
     """
 
@@ -39,6 +39,7 @@ class FusionSizes:
     side: int
     heads: int
     window: int
+    groups: int
     published: bool
 
 
@@ -64,10 +65,12 @@ class Fusion(nn.Module):
             sizes.heads,
             side,
             window=sizes.window,
+            groups=sizes.groups,
             weigh_first=sizes.published,
             unused=sizes.published,
         )
-        self.mixer = Mixer(width, sizes.heads, side, window=sizes.window, unused=sizes.published)
+        window = {"window": sizes.window, "groups": sizes.groups}
+        self.mixer = Mixer(width, sizes.heads, side, **window, unused=sizes.published)
         self.anchors = AnchorAttention(width, width, norm_groups)
 
     def forward(self, h: Map, guide: Map, prior: Prior) -> Map:

@@ -236,12 +236,13 @@ class Selector(nn.Module):
         *,
         depth: int = 2,
         window: int = 4,
+        groups: int = 2,
         weigh_first: bool = False,
         unused: bool = False,
     ) -> None:
         super().__init__()
         self.groups = nn.Sequential(
-            *(WindowGroup(guide, heads, side, depth=depth, window=window, unused=unused) for _ in range(2))
+            *(WindowGroup(guide, heads, side, depth=depth, window=window, unused=unused) for _ in range(groups))
         )
         self.conv1x1 = nn.Conv2d(guide, scales, 1)
         self.conv_out = nn.Conv2d(scales * codes, width, 1)
@@ -271,11 +272,19 @@ class Mixer(nn.Module):
     """m h + (1 - m) prior, m for every position by window attention over both."""
 
     def __init__(
-        self, width: int, heads: int, side: int, *, depth: int = 2, window: int = 4, unused: bool = False
+        self,
+        width: int,
+        heads: int,
+        side: int,
+        *,
+        depth: int = 2,
+        window: int = 4,
+        groups: int = 2,
+        unused: bool = False,
     ) -> None:
         super().__init__()
         self.groups = nn.Sequential(
-            *(WindowGroup(2 * width, heads, side, depth=depth, window=window, unused=unused) for _ in range(2))
+            *(WindowGroup(2 * width, heads, side, depth=depth, window=window, unused=unused) for _ in range(groups))
         )
         self.conv1x1 = nn.Conv2d(2 * width, 2, 1)
 
