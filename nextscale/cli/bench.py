@@ -74,8 +74,8 @@ def measure(model: Any, batch: int, repeat: int, guidance: float, done: Any) -> 
 
     import torch
 
-    from nextscale.core.heads import CategoricalEmitter
     from nextscale.core.random import ImageDraws
+    from nextscale.tasks.generation.drawing import DRAWING
 
     cuda = model.device.type == "cuda"
     if cuda:
@@ -92,7 +92,8 @@ def measure(model: Any, batch: int, repeat: int, guidance: float, done: Any) -> 
         draws = ImageDraws(range(batch))
         with torch.inference_mode():
             began = now()
-            for step in model.steps(labels, draws=draws, emitter=CategoricalEmitter(900, 0.96), guidance=guidance):
+            emitter = model.make_emitter(**DRAWING)
+            for step in model.steps(labels, draws=draws, emitter=emitter, guidance=guidance):
                 total = step.total
             drawn = now()
             model.tokenizer.decode_features(total)

@@ -36,6 +36,12 @@ def add_arguments(parser: Any) -> None:
     add_schedule(parser)
     add_drawing(parser, guidance=None, top_p=0.96)
     parser.add_argument(
+        "--guidance-bound",
+        type=float | None,
+        default=None,
+        help="FlowAR, which draws from noise: guide from this time on, 1 (noise) to 0; unless given, the model's own",
+    )
+    parser.add_argument(
         "--official-draws",
         action="store_true",
         help="consume random numbers in the official code's order: one generator a batch, seeded with its first seed",
@@ -86,6 +92,7 @@ def run(arguments: Any) -> None:
         | {"classes": classes, "num": number, "seed": arguments.seed, **options}
         | ({"type": arguments.type} if "controls" in files else {})
         | ({"scales": str(given["schedule"])} if "schedule" in given else {})
+        | {name: given[name] for name in ("ode_steps", "guidance_bound") if name in given}
         | {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")},
         {**files, "labels": shown["labels"], "seeds": shown["seeds"]},
     )
@@ -157,10 +164,11 @@ def _draw(
 
 
 def _given(model: Any, arguments: Any) -> dict[str, Any]:
-    """What a model of control pictures and images is told, and the scales, where others than the model's are asked for.
+    """What a model of control pictures and images is told, or one that draws from noise, and the scales, where others
+    than the model's are asked for.
 
     Raises:
-        ValueError: a type of control was asked of a model that draws none.
+        ValueError: something was asked of a model that knows nothing of it.
     """
     from nextscale.cli.parsing import chosen_schedule
 
@@ -170,12 +178,20 @@ def _given(model: Any, arguments: Any) -> dict[str, Any]:
         raise ValueError(
             f"--type is ControlVAR's; {arguments.model} is a {type(model).__name__}, which draws images only"
         )
+    if hasattr(model, "flow_emitter") and arguments.scales is None and arguments.size is None:
+        given = {"ode_steps": arguments.steps, "guidance_bound": arguments.guidance_bound}
+        return {name: value for name, value in given.items() if value is not None}
+    if arguments.guidance_bound is not None:
+        raise ValueError(
+            f"--guidance-bound is FlowAR's; {arguments.model} is a {type(model).__name__}, which draws no noise"
+        )
     schedule = chosen_schedule(arguments, model)
     return {} if schedule is None else {"schedule": schedule}
 
 
 def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], schedule: Any, path: Path) -> Path:
-    """``tokens`` (images, length), all scales in one sequence; ``scales`` (scales, 2), heights and widths."""
+    """``tokens`` (images, length), or (images, length, channels) where they are continuous, all scales in one sequence;
+    ``scales`` (scales, 2), heights and widths."""
     import io
 
     import numpy as np
@@ -184,7 +200,10 @@ def _save_tokens(model: Any, tokens: Any, labels: list[int], seeds: list[int], s
 
     buffer = io.BytesIO()
     scales = [scale.grid for scale in schedule.scales]
-    kind = np.uint16 if model.config.vocabulary <= 65536 else np.int32
+    if tokens.is_floating_point():
+        kind: type = np.float32
+    else:
+        kind = np.uint16 if model.config.vocabulary <= 65536 else np.int32
     np.savez_compressed(
         buffer,
         tokens=tokens.numpy().astype(kind),

@@ -91,7 +91,7 @@ def _bytes(path: Path) -> int:
 def _is_derived(name: str) -> bool:
     """Entries of official files that are no parameters: they follow from the sizes, or are statistics."""
     ends = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV", "normalizer.alpha", "normalizer.beta")
-    return name.endswith(ends)
+    return name == "mask" or name.endswith((*ends, "rope.freqs"))
 
 
 def _parts(opened: Any, scales: str | None) -> list[tuple[str, Any, Mapping[str, Any]]]:

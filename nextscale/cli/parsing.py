@@ -161,7 +161,12 @@ def add_schedule(parser: ArgumentParser) -> None:
         "--scales", type=str | None, default=None, help='grids, coarse to fine, such as "1 2 4 8x16"; or the two below'
     )
     group.add_argument("--size", type=str | None, default=None, help="of the images in pixels, such as 48 or 32x64")
-    group.add_argument("--steps", type=int | None, default=None, help="number of scales to that size")
+    group.add_argument(
+        "--steps",
+        type=int | None,
+        default=None,
+        help="number of scales to that size; of FlowAR, steps from noise to the latents of every scale",
+    )
 
 
 def chosen_schedule(arguments: Any, model: Any) -> Any:

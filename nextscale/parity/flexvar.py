@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.optim import parameter_groups
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
-from nextscale.parity.building import EVALUATION, KERNELS, in_official_names, norms
+from nextscale.parity.building import EVALUATION, KERNELS, check_decay, in_official_names, norms
 from nextscale.parity.case import Case
 from nextscale.parity.replay import Operations, ReplayError
 from nextscale.tasks.generation.flexvar import FlexVAR, FlexVARConfig, OfficialSampling, averaged, waves
@@ -142,7 +142,7 @@ def train_step(case: Case) -> Mapping[str, Any]:
     names, tail = options["grad_names"], model.config.schedule.final.tokens
     batch = {"image": case.tensor("image"), "label": case.tensor("labels"), "uniform": case.tensor("drop_uniform")}
     groups = parameter_groups(model, options["weight_decay"])
-    _check_decay(model, groups, names, options["decayed"])
+    check_decay(model, groups, names, options["decayed"])
     settings = {"lr": options["learning_rate"], "betas": tuple(options["betas"]), "eps": options["eps"]}
     optimizer = torch.optim.AdamW(groups, **settings)
     logits: list[Tensor] = []
@@ -172,17 +172,6 @@ def _figures(logits: Tensor, tokens: Tensor, tail: int) -> tuple[list[float], li
     right = (logits.argmax(-1) == tokens).double() * 100
     spans = (slice(None), slice(-tail, None))
     return [float(entropy[:, span].mean()) for span in spans], [float(right[:, span].mean()) for span in spans]
-
-
-def _check_decay(
-    model: FlexVAR, groups: Sequence[Mapping[str, Any]], names: Sequence[str], decayed: Sequence[str]
-) -> None:
-    """The parameters with weight decay must be the ones the case names."""
-    ours = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
-    marks = {name: torch.full_like(p, float(id(p) in ours)) for name, p in model.named_parameters()}
-    exported = in_official_names(model, marks)
-    if wrong := sorted({name for name in names if exported[name].any()} ^ set(decayed)):
-        raise ReplayError(f"weight decay applies to other parameters than the case says: {', '.join(wrong)}")
 
 
 @operations

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import BatchDraws, Draws, ImageDraws
 from nextscale.core.sampling import ScaleStep
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.datasets.imagenet import find_class
-from nextscale.tasks.generation.drawing import draw
+from nextscale.tasks.generation.drawing import DRAWING, draw
 
 Condition = int | str | Sequence[int | str | None] | None
 
@@ -27,7 +28,6 @@ class ClassConfig(Protocol):
         class_names: by which classes may be asked for.
         guidance: strength to sample with where none is asked for.
         schedule: scales in training and, where none are given, in sampling.
-        vocabulary: number of symbols a token may be.
     """
 
     @property
@@ -40,8 +40,6 @@ class ClassConfig(Protocol):
     def guidance(self) -> float: ...
     @property
     def schedule(self) -> ScaleSchedule: ...
-    @property
-    def vocabulary(self) -> int: ...
 
 
 class ClassConditional(nn.Module):
@@ -116,10 +114,10 @@ class ClassConditional(nn.Module):
         seed: int | Sequence[int] = 0,
         *,
         guidance: float | None = None,
-        top_k: int | Sequence[int] = 900,
-        top_p: float | Sequence[float] = 0.96,
-        temperature: float | Sequence[float] = 1.0,
-        smooth: bool = False,
+        top_k: int | Sequence[int] = DRAWING["top_k"],
+        top_p: float | Sequence[float] = DRAWING["top_p"],
+        temperature: float | Sequence[float] = DRAWING["temperature"],
+        smooth: bool = DRAWING["smooth"],
         batch_size: int = 16,
         official_draws: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -163,6 +161,10 @@ class ClassConditional(nn.Module):
             given=given,
         )
         return torch.cat([batch.images for batch in batches])
+
+    def make_emitter(self, **filters: Any) -> Any:
+        """What draws each scale, of the options ``top_k``, ``top_p``, ``temperature`` and ``smooth``."""
+        return CategoricalEmitter(**filters)
 
     def draws(self, seeds: Sequence[int], official: bool = False) -> Draws:
         """Randomness for a batch: a generator per image, or one on the model's device in the official order."""

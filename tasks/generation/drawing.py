@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import image_seeds
 from nextscale.core.schedule import ScaleSchedule
+
+DRAWING: dict[str, Any] = {"top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False}
+"""How codes are drawn where nothing else is said: as for VAR's official figures."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ def draw(
     seed: int | Sequence[int] = 0,
     *,
     guidance: float | None = None,
-    top_k: int | Sequence[int] = 900,
-    top_p: float | Sequence[float] = 0.96,
-    temperature: float | Sequence[float] = 1.0,
-    smooth: bool = False,
+    top_k: int | Sequence[int] = DRAWING["top_k"],
+    top_p: float | Sequence[float] = DRAWING["top_p"],
+    temperature: float | Sequence[float] = DRAWING["temperature"],
+    smooth: bool = DRAWING["smooth"],
     batch_size: int = 16,
     official_draws: bool = False,
     forming: int = 0,
@@ -67,7 +69,7 @@ def draw(
     """
     if not hasattr(model, "steps"):
         raise ValueError(f"a {type(model).__name__} draws no images; give a generator such as var-d16")
-    emitter = CategoricalEmitter(top_k, top_p, temperature, smooth)
+    emitter = model.make_emitter(top_k=top_k, top_p=top_p, temperature=temperature, smooth=smooth)
     seeds = image_seeds(seed, n)
     labels, given = model.labels(condition, n), given or {}
     schedule = ScaleSchedule.parse(given.get("schedule") or model.config.schedule)

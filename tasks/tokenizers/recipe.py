@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.core.autoencoder import AutoencoderConfig, lay_out_channels_last
@@ -17,17 +18,17 @@ from nextscale.datasets.images import ImageDataset
 from nextscale.tasks.data import Examples, ImageData, Load, tokenizer_of, trainer
 from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
-from nextscale.tasks.tokenizers.training import TokenizerLossConfig, TokenizerTraining
+from nextscale.tasks.tokenizers.training import ReconstructionTraining, TokenizerLossConfig, TokenizerTraining
 
 
 @dataclass(frozen=True)
-class TokenizerRecipe:
-    """Train a multi-scale tokenizer on images.
+class AutoencoderRecipe:
+    """Train a tokenizer of any kind on images.
 
     Attributes:
         scales: sides of the token maps, coarse to fine; the last times the autoencoder's stride is the image size.
-        init: tokenizer to start from (a file or folder); its sizes then replace ``autoencoder`` and ``quantizer``.
-        decoder_only: train what follows the codes; tokens stay as they are, and so do the transformers
+        init: tokenizer to start from (a file or folder); its sizes then replace those given.
+        decoder_only: train what follows the tokens; these stay as they are, and so do the transformers
             trained on them. With ``init``.
     """
 
@@ -35,10 +36,25 @@ class TokenizerRecipe:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(output="runs/tokenizer", epochs=20))
     scales: str = "1 2 3 4 5 6 8 10 13 16"
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     init: str | None = None
     decoder_only: bool = False
+
+    # --- what a kind of tokenizer says -------------------------------------------------------------------
+
+    def start(self, schedule: ScaleSchedule, load: Load) -> Any:
+        """The tokenizer before training, new or from ``init``, with the scales of the run."""
+        raise NotImplementedError
+
+    def task(self, tokenizer: Any) -> ReconstructionTraining:
+        """How it is trained."""
+        raise NotImplementedError
+
+    def finished(self, run: Trainer) -> Any:
+        """The tokenizer to save, of the trained one."""
+        assert isinstance(run.task, ReconstructionTraining)
+        return run.task.tokenizer
+
+    # --- the run -----------------------------------------------------------------------------------------
 
     def build(self, load: Load) -> Any:
         """The tokenizer to train: new, or from ``init``.
@@ -62,18 +78,6 @@ class TokenizerRecipe:
         lay_out_channels_last(tokenizer)
         return tokenizer
 
-    def start(self, schedule: ScaleSchedule, load: Load) -> Any:
-        """The tokenizer before training, new or from ``init``, with the scales of the run."""
-        if self.init is None:
-            return ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
-        tokenizer = tokenizer_of(load(self.init))
-        tokenizer.config = replace(tokenizer.config, schedule=schedule)
-        return tokenizer
-
-    def task(self, tokenizer: Any) -> TokenizerTraining:
-        """How it is trained."""
-        return TokenizerTraining(tokenizer, self.loss)
-
     def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
         """The run, ready to start; validation is added to ``hooks`` where there are held-out images.
 
@@ -90,13 +94,14 @@ class TokenizerRecipe:
 
     def examples(self, run: Trainer) -> Examples:
         """Originals over their reconstructions from the first scale, half of the scales, and all."""
-        assert isinstance(run.task, TokenizerTraining)
+        assert isinstance(run.task, ReconstructionTraining)
         tokenizer, schedule = run.task.tokenizer, run.task.tokenizer.config.schedule
         images = example_images(self.data, self.training.seed).to(next(tokenizer.parameters()).device)
         with torch.no_grad():
             totals = tokenizer.quantizer.decode(tokenizer.encode(images), schedule)
             stages = sorted({0, len(schedule) // 2, len(schedule) - 1})
             pictures = [(tokenizer.decode_features(totals[stage]).cpu() + 1) / 2 for stage in stages]
+            pictures = [F.interpolate(part, size=images.shape[-2:]) for part in pictures]
         rows = [("images", list((images.cpu() + 1) / 2))]
         return Examples(
             rows + [(f"{stage + 1} scales", list(part)) for stage, part in zip(stages, pictures, strict=True)]
@@ -104,9 +109,30 @@ class TokenizerRecipe:
 
     def finish(self, run: Trainer) -> Path:
         """Write the trained (averaged) tokenizer; returns its folder."""
-        assert isinstance(run.task, TokenizerTraining)
         with run.averaged():
-            return run.task.tokenizer.save(Path(self.training.output) / "model")
+            return Path(self.finished(run).save(Path(self.training.output) / "model"))
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe(AutoencoderRecipe):
+    """Train a multi-scale tokenizer on images.
+
+    Attributes:
+        init: tokenizer to start from (a file or folder); its sizes then replace ``autoencoder`` and ``quantizer``.
+    """
+
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+
+    def start(self, schedule: ScaleSchedule, load: Load) -> Any:
+        if self.init is None:
+            return ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
+        tokenizer = tokenizer_of(load(self.init))
+        tokenizer.config = replace(tokenizer.config, schedule=schedule)
+        return tokenizer
+
+    def task(self, tokenizer: Any) -> TokenizerTraining:
+        return TokenizerTraining(tokenizer, self.loss)
 
 
 def take_autoencoder(tokenizer: nn.Module, source: nn.Module, name: str) -> None:

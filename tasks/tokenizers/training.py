@@ -1,4 +1,4 @@
-"""Training a multi-scale tokenizer on images.
+"""Training a tokenizer on images: how close its reconstructions come, and for codebooks, how they are used.
 
 VAR's tokenizer loss as the paper states it (arXiv 2404.02905, equation 5): reconstruction, quantisation, a
 perceptual and an adversarial term. The official repository has no code for it.
@@ -22,12 +22,11 @@ from nextscale.tasks.tokenizers.residual_vq import TokenizerOutput
 
 
 @dataclass(frozen=True)
-class TokenizerLossConfig:
+class ReconstructionLossConfig:
     """Weights of the terms.
 
     Attributes:
         absolute, squared: of mean |x - y| and mean (x - y)^2, images in [-1, 1].
-        quantizer: of the codebook and commitment terms.
         perceptual: of the perceptual term: LPIPS where ``lpips_weights`` and ``vgg_weights`` name files,
             else the stated substitute 1 - SSIM, averaged over the image at full, half and quarter size.
         adversarial: of the hinge term of a patch discriminator, balanced against the reconstruction by the
@@ -35,12 +34,10 @@ class TokenizerLossConfig:
         adversarial_start: step from which the discriminator takes part.
         discriminator_channels, discriminator_levels: its width, and its strided convolutions after the first:
             3 for 256 pixels, fewer for small images.
-        dead_after: a code that no cell has used for about so many steps is moved onto what is badly explained.
     """
 
     absolute: float = 0.0
     squared: float = 1.0
-    quantizer: float = 1.0
     perceptual: float = 1.0
     vgg_weights: str | None = None
     lpips_weights: str | None = None
@@ -48,6 +45,17 @@ class TokenizerLossConfig:
     adversarial_start: int = 10_000
     discriminator_channels: int = 64
     discriminator_levels: int = 3
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig(ReconstructionLossConfig):
+    """Attributes:
+
+    quantizer: weight of the codebook and commitment terms.
+    dead_after: a code that no cell has used for about so many steps is moved onto what is badly explained.
+    """
+
+    quantizer: float = 1.0
     dead_after: int = 200
 
 
@@ -69,13 +77,14 @@ def structural_loss(
     return torch.stack(terms).mean()
 
 
-class TokenizerTraining(TrainingTask):
-    """Trains a multi-scale tokenizer; a batch holds ``image``, (batch, 3, height, width) in [-1, 1]."""
+class ReconstructionTraining(TrainingTask):
+    """Trains a tokenizer to rebuild images; a batch holds ``image``, (batch, 3, height, width) in [-1, 1]."""
 
     name = "tokenizer"
 
-    def __init__(self, tokenizer: ImageTokenizer, config: TokenizerLossConfig) -> None:
-        self.tokenizer, self.config = tokenizer, config
+    def __init__(self, tokenizer: ImageTokenizer, config: ReconstructionLossConfig) -> None:
+        self.tokenizer: Any = tokenizer
+        self.config: Any = config
         self.phases = {"tokenizer": tokenizer}
         patches = (config.discriminator_channels, config.discriminator_levels)
         self.discriminator = PatchDiscriminator(*patches) if config.adversarial else None
@@ -88,12 +97,6 @@ class TokenizerTraining(TrainingTask):
                 )
             self.phases["discriminator"] = self.discriminator
         self._perceptual = _perceptual(config)
-        # Smoothed counts per scale and code: what share of the codebook is in use, and which codes are dead.
-        self._usage = torch.zeros(self._usage_rows(), tokenizer.config.quantizer.vocabulary)
-        self._rests: Tensor | None = None
-
-    def _usage_rows(self) -> int:
-        return len(self.tokenizer.config.schedule)
 
     def active(self, phase: str, step: int) -> bool:
         return phase == "tokenizer" or step >= self.config.adversarial_start
@@ -104,11 +107,11 @@ class TokenizerTraining(TrainingTask):
             real, fake = module(torch.cat((images, batch["reconstruction"]))).chunk(2)
             loss = (F.relu(1 - real) + F.relu(1 + fake)).mean() / 2
             return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
-        output: TokenizerOutput = module(images)
-        prediction = output.reconstruction.float()
-        reconstruction, metrics = self._reconstruction(prediction, images)
-        self._record(output.quantizer.tokens, output.quantizer.rests)
-        return self._complete(batch, step, prediction, reconstruction, output.quantizer.loss, metrics)
+        return self._tokenizer_loss(module, batch, step)
+
+    def _tokenizer_loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        """The loss of the tokenizer's turn; a subclass computes it of what its tokenizer gives."""
+        raise NotImplementedError
 
     def _reconstruction(self, prediction: Tensor, images: Tensor) -> tuple[Tensor, Metrics]:
         """The terms that compare an image with what it should show."""
@@ -123,12 +126,15 @@ class TokenizerTraining(TrainingTask):
         """Whether the perceptual term takes part for images of this size."""
         return self.config.perceptual > 0
 
-    def _complete(
-        self, batch: Batch, step: int, prediction: Tensor, reconstruction: Tensor, quantizer: Tensor, metrics: Metrics
+    def _sum(
+        self, batch: Batch, step: int, prediction: Tensor, reconstruction: Tensor, rest: Tensor, metrics: Metrics
     ) -> tuple[Tensor, Metrics]:
-        """The whole loss: with the quantiser's terms and, once it takes part, the discriminator's opinion."""
-        loss = reconstruction + self.config.quantizer * quantizer
-        metrics |= {"quantizer": quantizer.detach()}
+        """The whole loss: with the discriminator's opinion, once it takes part.
+
+        Args:
+            rest: the weighted terms of what lies between encoder and decoder.
+        """
+        loss = reconstruction + rest
         if self.discriminator is not None and self.active("discriminator", step):
             adversarial, weight = self._adversarial(prediction, reconstruction)
             loss = loss + self.config.adversarial * weight * adversarial
@@ -145,6 +151,33 @@ class TokenizerTraining(TrainingTask):
         wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
         given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
         return adversarial, (wanted / (given + 1e-4)).clamp(max=1e4).detach()
+
+
+class TokenizerTraining(ReconstructionTraining):
+    """Trains a multi-scale tokenizer with a codebook."""
+
+    def __init__(self, tokenizer: ImageTokenizer, config: TokenizerLossConfig) -> None:
+        super().__init__(tokenizer, config)
+        # Smoothed counts per scale and code: what share of the codebook is in use, and which codes are dead.
+        self._usage = torch.zeros(self._usage_rows(), tokenizer.config.quantizer.vocabulary)
+        self._rests: Tensor | None = None
+
+    def _usage_rows(self) -> int:
+        return len(self.tokenizer.config.schedule)
+
+    def _tokenizer_loss(self, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
+        output: TokenizerOutput = module(batch["image"])
+        prediction = output.reconstruction.float()
+        reconstruction, metrics = self._reconstruction(prediction, batch["image"])
+        self._record(output.quantizer.tokens, output.quantizer.rests)
+        return self._complete(batch, step, prediction, reconstruction, output.quantizer.loss, metrics)
+
+    def _complete(
+        self, batch: Batch, step: int, prediction: Tensor, reconstruction: Tensor, quantizer: Tensor, metrics: Metrics
+    ) -> tuple[Tensor, Metrics]:
+        """The whole loss, with the quantiser's terms."""
+        rest, metrics = self.config.quantizer * quantizer, {**metrics, "quantizer": quantizer.detach()}
+        return self._sum(batch, step, prediction, reconstruction, rest, metrics)
 
     # --- the codebook ------------------------------------------------------------------------------------
 
@@ -201,7 +234,7 @@ class TokenizerTraining(TrainingTask):
         self._usage = state["usage"].clone()
 
 
-def _perceptual(config: TokenizerLossConfig) -> Any:
+def _perceptual(config: ReconstructionLossConfig) -> Any:
     if config.vgg_weights is None and config.lpips_weights is None:
         return structural_loss
     if config.vgg_weights is None or config.lpips_weights is None:
