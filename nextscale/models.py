@@ -126,6 +126,18 @@ def _infinity(size: str, file: str, tokenizer: str, summary: str) -> NamedModel:
     )
 
 
+def _flowar(size: str, letter: str, parameters: str, fid: str) -> NamedModel:
+    return NamedModel(
+        name=f"flowar-{size}",
+        system="flowar",
+        summary=f"ImageNet classes, 256 px, {parameters} parameters{fid}",
+        terms="Apache-2.0 (model card of OliverRen/FlowAR; the code OliverRensu/FlowAR states none)",
+        repository="OliverRen/FlowAR",
+        file=f"FlowAR-{letter}.pth",
+        needs={"tokenizer": "kl16"},
+    )
+
+
 def _bits(name: str, file: str, bits: int, quality: str) -> NamedModel:
     return NamedModel(
         name=f"infinity-tokenizer-{name}",
@@ -215,6 +227,17 @@ _MODELS = (
     _infinity("2b", "infinity_2b_reg.pth", "d32", "1024 px in 15 aspect ratios, 2.2 B parameters, GenEval 0.69"),
     _infinity("8b", "infinity_8b_weights/", "d56", "1024 px in 15 aspect ratios, 8.4 B parameters, DPG 86.6"),
     _infinity("8b-512", "infinity_8b_512x512_weights/", "d56", "512 px, 8.4 B parameters, halfway through training"),
+    _flowar("small", "S", "172 M", ""),
+    _flowar("large", "L", "587 M", ", published FID 1.90"),
+    _flowar("huge", "H", "1.9 B", ", published FID 1.65"),
+    NamedModel(
+        name="kl16",
+        system="kl",
+        summary="images <-> continuous latents of 16 channels, stride 16, 66 M parameters",
+        terms="MIT (LTH14/mar)",
+        repository="xwen99/mar-vae-kl16",
+        file="kl16.ckpt",
+    ),
     _bits("d16", "infinity_vae_d16.pth", 16, ", rFID 0.31 at 512 px"),
     _bits("d24", "infinity_vae_d24.pth", 24, ", rFID 0.30 at 512 px"),
     _bits("d32-plain", "infinity_vae_d32.pth", 32, ", rFID 0.23 at 512 px; of no released transformer"),

@@ -153,6 +153,19 @@ _SYSTEMS = (
         ),
     ),
     System(
+        name="flowar",
+        module="nextscale.tasks.generation.flowar",
+        class_name="FlowAR",
+        needs={"tokenizer": Need("kl16", beside="kl16*.ckpt")},
+        overrides=("schedule", "heads", "guidance", "guidance_bound", "ode_steps"),
+    ),
+    System(
+        name="kl",
+        module="nextscale.tasks.tokenizers.kl_autoencoder",
+        class_name="KLAutoencoder",
+        overrides=("schedule", "latent_scale", "norm_groups"),
+    ),
+    System(
         name="bitwise-vq",
         module="nextscale.tasks.tokenizers.bitwise_vq",
         class_name="BitwiseVQ",
@@ -231,6 +244,12 @@ RECIPES: dict[str, Recipe] = {
     "flexvar": Recipe(
         "nextscale.tasks.generation.flexvar_recipe:FlexVARRecipe",
         "class-conditional transformer over maps of any sizes, its list drawn at every step",
+    ),
+    "kl-tokenizer": Recipe(
+        "nextscale.tasks.tokenizers.kl_training:KLRecipe", "images <-> continuous latents, for FlowAR"
+    ),
+    "flowar": Recipe(
+        "nextscale.tasks.generation.flowar_recipe:FlowARRecipe", "class-conditional, over continuous latents"
     ),
     "car": Recipe("nextscale.tasks.generation.car_recipe:CARRecipe", "adapter that controls a frozen VAR by pictures"),
     "code-drafter": Recipe(
