@@ -14,23 +14,25 @@ NO_DECAY = ("embedding_position", "position_embedding", "start_position", "level
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups, with and without weight decay.
+    """Trainable parameters in groups, with and without weight decay, and by factors of the learning rate.
 
     One-dimensional parameters, biases, positions, level embeddings and scales do not decay; class and word
-    embeddings and all linear weights do. A model's attribute ``no_decay`` adds parts of names that do not.
+    embeddings and all linear weights do. A model's attribute ``no_decay`` adds parts of names that do not; its
+    attribute ``rates`` gives factors of the learning rate, by parts of names of which the first that fits counts.
     """
     exempt = (*NO_DECAY, *getattr(model, "no_decay", ()))
-    decay: list[Tensor] = []
-    rest: list[Tensor] = []
+    rates: dict[str, float] = dict(getattr(model, "rates", {}))
+    found: dict[tuple[float, bool], list[Tensor]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim == 1 or any(part in name for part in exempt)
-            (rest if plain else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay, "decays": True},
-        {"params": rest, "weight_decay": 0.0, "decays": False},
+            rate = next((factor for part, factor in rates.items() if part in name), 1.0)
+            found.setdefault((rate, not plain), []).append(parameter)
+    return [
+        {"params": group, "weight_decay": weight_decay if decays else 0.0, "decays": decays, "rate": rate}
+        for (rate, decays), group in found.items()
+        if group
     ]
-    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,10 @@ class Schedule:
         return self.decay_end + (self.decay - self.decay_end) * (0.5 + 0.5 * math.cos(math.pi * passed))
 
     def apply(self, optimizer: torch.optim.Optimizer, peak: float, step: int) -> float:
-        """Set the optimiser's rate and weight decay for a step; returns the rate."""
+        """Set the optimiser's rates and weight decay for a step; returns the rate whose factor is 1."""
         rate, decay = peak * self.rate(step), self.weight_decay(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)  # checkpoints of earlier versions have none
             if group["decays"]:
                 group["weight_decay"] = decay
         return rate

@@ -93,3 +93,18 @@ def test_average_follows_its_formula_and_resumes() -> None:
     assert average.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
     average.copy_to(module)
     assert module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_factors_of_the_learning_rate():
+    model = nn.ModuleDict({"slow": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    model.rates = {"slow.": 0.1, "low.": 9.0}
+    groups = parameter_groups(model, 0.5)
+    assert [(g["rate"], g["decays"], len(g["params"])) for g in groups] == [
+        (1.0, True, 1),
+        (1.0, False, 1),
+        (0.1, True, 1),
+        (0.1, False, 1),
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    assert Schedule("constant", total=3).apply(optimizer, 0.5, 1) == 0.5
+    assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.5, 0.05, 0.05]
