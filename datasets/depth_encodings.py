@@ -79,6 +79,17 @@ def read_depth(path: str | Path, encoding: Encoding, fov_x: float = HYPERSIM_FOV
     Raises:
         DatasetError: the file is damaged or of another form. OSError: it cannot be read.
     """
+    metres = read_values(path, encoding)
+    with np.errstate(invalid="ignore"):
+        metres = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+    if encoding.distance:
+        metres = planar_depth(metres, fov_x)
+    return np.minimum(metres, np.float32(encoding.highest))
+
+
+def read_values(path: str | Path, encoding: Encoding) -> np.ndarray:
+    """float32 (height, width): what the file holds, divided by the scale, whatever it is. Raises as
+    :func:`read_depth`."""
     if encoding.kind not in _READERS:
         raise DatasetError(f"unknown kind of depth file {encoding.kind!r}; known: {', '.join(_READERS)}")
     try:
@@ -91,12 +102,8 @@ def read_depth(path: str | Path, encoding: Encoding, fov_x: float = HYPERSIM_FOV
         values = values[0] if values.shape[0] == 1 else values[:, :, 0]
     if values.ndim != 2 or not values.size:
         raise DatasetError(f"{path} holds an array of shape {values.shape}; expected (height, width)")
-    metres = values.astype(np.float32) / np.float32(encoding.scale)
-    with np.errstate(invalid="ignore"):
-        metres = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
-    if encoding.distance:
-        metres = planar_depth(metres, fov_x)
-    return np.minimum(metres, np.float32(encoding.highest))
+    scaled: np.ndarray = values.astype(np.float32) / np.float32(encoding.scale)
+    return scaled
 
 
 def _png(path: Path, encoding: Encoding) -> np.ndarray:

@@ -96,7 +96,7 @@ class LabelledNYU:
         return len(self.numbers)
 
     def name(self, index: int) -> str:
-        return f"{self.numbers[index]:05d}"
+        return f"rgb_{self.numbers[index]:05d}"
 
     def image(self, index: int) -> np.ndarray:
         frame: np.ndarray = np.asarray(self._array("images")[self.numbers[index]]).transpose(2, 1, 0)

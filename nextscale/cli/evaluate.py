@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 EVALUATIONS: dict[str, str] = {
+    "depth": "a depth model, or a folder of predictions, on KITTI, NYU and others by their protocols",
     "text-to-image": "draw the prompts of GenEval, DPG or HPS in their layouts; CLIP score, GenEval's score",
+    "restoration": "PSNR, SSIM and LPIPS of a model, a classical method or a folder of restored images",
 }
 """What can be evaluated, ``nextscale.cli.evaluate_<name>``, and its summary."""
 

@@ -37,14 +37,14 @@ def run(arguments: Any) -> None:
 
 
 def _sheet(store: Any, path: str) -> Any:
-    """Pictures with their depth under them, near light and far dark."""
+    """Pictures with their depth under them."""
     import numpy as np
     from PIL import Image
 
-    from nextscale.evaluation.depth_pictures import depth_picture
     from nextscale.pictures import contact_sheet, save_png
+    from nextscale.pictures.depth import depth_picture
 
     numbers = range(min(24, len(store)))
-    shown = [depth_picture(depth, depth > 0) for depth in store.depths(numbers)]
+    shown = [depth_picture(depth).transpose(1, 2, 0) for depth in store.depths(numbers)]
     tiles = [Image.fromarray(np.concatenate(pair)) for pair in zip(store.images(numbers), shown, strict=True)]
     return save_png(contact_sheet(tiles), path)
