@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 ANSWER_WITHIN = 10.0
@@ -16,6 +18,8 @@ def cached(repository: str, file: str) -> Path | None:
     """The file's place in the hub's cache on this machine, if it is there. Uses no network."""
     if file.endswith("/"):
         return _cached_folder(repository, file)
+    if "*" in file:
+        return _cached_match(repository, file)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file)
@@ -42,10 +46,14 @@ def fetch(repository: str, file: str) -> Path:
     try:
         if file.endswith("/"):
             return _fetch_folder(repository, file)
+        if "*" in file:
+            file = _only(repository, file)
         get_hf_file_metadata(hf_hub_url(repository, file), timeout=ANSWER_WITHIN)
         return Path(hf_hub_download(repository, file, etag_timeout=ANSWER_WITHIN))
     except LocalEntryNotFoundError as error:
         raise HubError(_advice(repository, file, _reason(error))) from error
+    except HubError:
+        raise
     except (EntryNotFoundError, HfHubHTTPError) as error:
         raise HubError(_advice(repository, file, f"the hub refused it: {_reason(error)}")) from error
     except Exception as error:
@@ -79,6 +87,51 @@ def _fetch_folder(repository: str, folder: str) -> Path:
     return Path(snapshot_download(repository, allow_patterns=f"{folder}*", etag_timeout=ANSWER_WITHIN)) / folder
 
 
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """Files of weights whose names fit a pattern, such as ``*1024*|*xl*!*draft*``: either of two, but not the last."""
+    wanted, _, unwanted = pattern.lower().partition("!")
+    return sorted(
+        name
+        for name in names
+        if name.endswith((".pth", ".pt", ".bin", ".safetensors"))
+        and any(fnmatch(name.lower(), each) for each in wanted.split("|"))
+        and not (unwanted and fnmatch(name.lower(), unwanted))
+    )
+
+
+def _cached_match(repository: str, pattern: str) -> Path | None:
+    """The only file in the cache that fits a pattern."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        place = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    names = [str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()]
+    found = matching(names, pattern)
+    return place / found[0] if len(found) == 1 else None
+
+
+def _only(repository: str, pattern: str) -> str:
+    """The name of the only file of a repository that fits a pattern.
+
+    Raises:
+        HubError: none fits, or several do.
+    """
+    from huggingface_hub import HfApi
+
+    names = [sibling.rfilename for sibling in HfApi().model_info(repository, timeout=ANSWER_WITHIN).siblings or []]
+    found = matching(names, pattern)
+    if len(found) != 1:
+        listed = ", ".join(found or names[:10]) or "nothing"
+        raise HubError(
+            f"{len(found)} files in https://huggingface.co/{repository} are named like {pattern}; it holds {listed}. "
+            "Download the one you mean and give its path instead of the name"
+        )
+    return found[0]
+
+
 def _is_connection_error(error: Exception) -> bool:
     """Whether the network failed: what is raised depends on huggingface_hub's HTTP client."""
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -91,6 +144,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _advice(repository: str, file: str, reason: str) -> str:
+    if "*" in file:
+        return (
+            f"a file of https://huggingface.co/{repository} named like {file} is not on this machine ({reason}). "
+            "Download it on a machine with a network and give its path instead of the name"
+        )
     return (
         f"{file} is not on this machine ({reason}). Download {file} from "
         f"https://huggingface.co/{repository}/resolve/main/{file} on a machine with a network and give its path "

@@ -20,7 +20,8 @@ class NamedModel:
     system: as in :data:`nextscale.systems.SYSTEMS`.
     summary: what it is, in a few words.
     terms: licence of the weights.
-    repository, file: place on the Hugging Face hub, ending in / if it is a folder; None: ships with the library.
+    repository, file: place on the Hugging Face hub, ending in / if it is a folder, with * where its name is not known
+        (:func:`nextscale.hub.matching`); None: ships with the library.
     needs: names of the models that the file builds on, by what they are to it.
     options: what else :func:`nextscale.load` is told where nothing else is asked for.
     """
@@ -126,6 +127,19 @@ def _infinity(size: str, file: str, tokenizer: str, summary: str) -> NamedModel:
     )
 
 
+def _star(name: str, file: str, scales: str, summary: str) -> NamedModel:
+    return NamedModel(
+        name=f"star-{name}",
+        system="star",
+        summary=f"prompts, {summary}",
+        terms="MIT (Davinci-XLab/STAR-T2I)",
+        repository="taocrayon/STAR",
+        file=file,
+        needs={"tokenizer": "var-tokenizer"},
+        options={"schedule": scales},
+    )
+
+
 def _flowar(size: str, letter: str, parameters: str, fid: str) -> NamedModel:
     return NamedModel(
         name=f"flowar-{size}",
@@ -171,6 +185,8 @@ def _triplanes(name: str, file: str, shown: str) -> NamedModel:
         file=file,
     )
 
+
+_SCALES_1024 = "1 2 3 4 5 7 9 12 16 21 27 36 48 64"
 
 _MODELS = (
     NamedModel("var-cifar10", "var", "CIFAR-10 classes, 32 px, with its tokenizer", "Apache-2.0 (this library)"),
@@ -227,6 +243,11 @@ _MODELS = (
     _infinity("2b", "infinity_2b_reg.pth", "d32", "1024 px in 15 aspect ratios, 2.2 B parameters, GenEval 0.69"),
     _infinity("8b", "infinity_8b_weights/", "d56", "1024 px in 15 aspect ratios, 8.4 B parameters, DPG 86.6"),
     _infinity("8b-512", "infinity_8b_512x512_weights/", "d56", "512 px, 8.4 B parameters, halfway through training"),
+    _star("d16-256", "*d16*", "1 2 3 4 5 6 8 10 13 16", "256 px, 275 M parameters"),
+    _star("d30-256", "*d30*256*|*256*d30*", "1 2 3 4 5 6 8 10 13 16", "256 px, 1.7 B parameters"),
+    _star("d30-512", "*512*", "1 2 3 4 6 9 13 18 24 32", "512 px, 1.7 B parameters"),
+    _star("d30-1024", "*1024*!*sampler*", _SCALES_1024, "1024 px, 1.7 B parameters"),
+    _star("d30-1024-sampler", "*1024*sampler*", _SCALES_1024, "1024 px, 1.8 B parameters, with the stable sampler"),
     _flowar("small", "S", "172 M", ""),
     _flowar("large", "L", "587 M", ", published FID 1.90"),
     _flowar("huge", "H", "1.9 B", ", published FID 1.65"),

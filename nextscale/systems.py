@@ -166,6 +166,39 @@ _SYSTEMS = (
         overrides=("schedule", "latent_scale", "norm_groups"),
     ),
     System(
+        name="star",
+        module="nextscale.tasks.generation.star",
+        class_name="STAR",
+        needs={"tokenizer": Need("var-tokenizer", ("trainer", "vae_local"), "vae_*.pth")},
+        overrides=(
+            "schedule",
+            "text_encoder",
+            "cross_attention",
+            "rotary_base",
+            "rotary_span",
+            "add_levels",
+            "head_norm",
+            "stable_from",
+            "sample_version",
+            "guidance",
+            "heads",
+            "norm_eps",
+        ),
+    ),
+    System(
+        name="flowar",
+        module="nextscale.tasks.generation.flowar",
+        class_name="FlowAR",
+        needs={"tokenizer": Need("kl16", beside="kl16*.ckpt")},
+        overrides=("schedule", "heads", "guidance", "guidance_bound", "ode_steps"),
+    ),
+    System(
+        name="kl",
+        module="nextscale.tasks.tokenizers.kl_autoencoder",
+        class_name="KLAutoencoder",
+        overrides=("schedule", "latent_scale", "norm_groups"),
+    ),
+    System(
         name="bitwise-vq",
         module="nextscale.tasks.tokenizers.bitwise_vq",
         class_name="BitwiseVQ",
@@ -239,6 +272,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "infinity": Recipe(
         "nextscale.tasks.generation.infinity_recipe:InfinityRecipe", "text to image, over pyramids of bits"
+    ),
+    "star": Recipe(
+        "nextscale.tasks.generation.star_recipe:STARRecipe",
+        "text to image, over residual tokens; then its sampling head",
     ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
     "flexvar": Recipe(
