@@ -298,6 +298,9 @@ RECIPES: dict[str, Recipe] = {
     "varformer": Recipe(
         "nextscale.tasks.restoration.varformer_recipe:VarFormerRecipe", "restoration of photographs on a VAR's prior"
     ),
+    "dar": Recipe(
+        "nextscale.tasks.depth.dar_recipe:DARRecipe", "metric depth of photos, by regression from coarse to fine"
+    ),
     "controlvar": Recipe(
         "nextscale.tasks.generation.controlvar_recipe:ControlVARRecipe", "control pictures and images together"
     ),

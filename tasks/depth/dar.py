@@ -73,27 +73,27 @@ class DARConfig:
         return cls(DARDecoderConfig(transformer, schedule=SCHEDULE_5), **changes)
 
 
-SMALL = DARConfig(
+TINY = DARConfig(
     DARDecoderConfig(
-        DARTransformerConfig(width=192, depth=3, heads=3, token_width=128, memory_width=192),
+        DARTransformerConfig(width=160, depth=3, heads=4, token_width=96, memory_width=160),
         OrdinalBins(max_depth=80.0),
-        ScaleSchedule.parse("3x4 6x8 12x16 24x32"),
-        context_width=64,
-        bin_width=32,
-        width=64,
-        up_widths=(64,),
+        ScaleSchedule.parse("3x4 6x8 12x16 18x24"),
+        context_width=48,
+        bin_width=16,
+        width=48,
+        up_widths=(48,),
         up_kernels=(2,),
     ),
-    conv=ConvEncoderConfig(),
-    image_size=(192, 256),
+    conv=ConvEncoderConfig((32, 64, 96, 160), outputs=160, features=48),
+    image_size=(96, 128),
 )
-"""For a processor: rooms and streets at 192 x 256 pixels."""
+"""For small machines: rooms and streets at 96 x 128 pixels."""
 
 PRESETS: dict[str, DARConfig] = {
-    "dar-small": DARConfig.of_size(5, 1024, 8, patch=PatchEncoderConfig()),
-    "dar-base": DARConfig.of_size(7, 2304, 9, patch=PatchEncoderConfig()),
-    "dar-large": DARConfig.of_size(13, 2176, 17, diffusion=DiffusionEncoderConfig()),
-    "dar-tiny": SMALL,
+    "dar-small": DARConfig.of_size(5, 960, 8, patch=PatchEncoderConfig()),
+    "dar-base": DARConfig.of_size(7, 2400, 20, patch=PatchEncoderConfig()),
+    "dar-large": DARConfig.of_size(13, 2160, 18, diffusion=DiffusionEncoderConfig()),
+    "dar-tiny": TINY,
 }
 """The paper's three sizes, of 440 M, 1.0 B and 2.0 B parameters with the encoder, and one for small machines.
 
@@ -229,6 +229,13 @@ class DAR(DepthModel):
         """Configuration and flat state dict in an official file's content; overrides as for :meth:`from_official`."""
         state = find_official(content)
         return as_published(*read_config(state), **overrides), state
+
+    @classmethod
+    def official_parts(
+        cls, content: Mapping[str, Any], **overrides: Any
+    ) -> list[tuple[str, DARConfig, Mapping[str, Tensor]]]:
+        """What an official file holds: (part, configuration, flat state dict)."""
+        return [("model", *cls.read_official(content, **overrides))]
 
     @classmethod
     def from_official(cls, content: Mapping[str, Any], **overrides: Any) -> Self:

@@ -66,7 +66,8 @@ class DARTraining(TrainingTask):
             last, known = depths[-1][valid].float(), truth[valid]
             wrong = ((last - known).abs() / known).mean() if known.numel() else last.sum()
             right = (torch.maximum(last / known, known / last) < 1.25).float().mean() if known.numel() else last.sum()
-        return losses.sum(), {"first_scale": losses[0], "last_scale": losses[-1], "abs_rel": wrong, "delta1": right}
+        figures = {"first_scale": losses[0].detach(), "last_scale": losses[-1].detach()}
+        return losses.sum(), {**figures, "abs_rel": wrong, "delta1": right}
 
     def evaluate(self, batch: Batch) -> Metrics:
         """Loss and metric errors, of all pixels together."""
