@@ -33,12 +33,14 @@ class Split:
     count: images published.
     fit: where clean images are larger than degraded ones: ``crop`` their borders, or ``resize`` them, as the dataset's
         own evaluation does.
+    smaller: how many times fewer rows and columns degraded images have, in super-resolution.
     """
 
     rules: tuple[Rule, ...]
     below: tuple[str, ...] = ("",)
     count: int | None = None
     fit: Literal["crop", "resize"] | None = None
+    smaller: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _div2k(part: str, count: int) -> dict[str, Split]:
     found = {}
     for scale in (2, 3, 4):
         low = Rule(rf"DIV2K_{part}_LR_bicubic/X{scale}/(\d+)x{scale}\.\w+", (rf"DIV2K_{part}_HR/\1",))
-        found[f"x{scale}"] = Split((low,), count=count)
+        found[f"x{scale}"] = Split((low,), count=count, smaller=scale)
     found["clean"] = Split((Rule(rf"DIV2K_{part}_HR/\d+\.\w+"),), count=count)
     return found
 

@@ -45,12 +45,14 @@ class Pairs:
     where: what a user named.
     fit: how clean images that are larger are made to fit; see :class:`nextscale.datasets.paired_layouts.Split`.
     notes: what is unusual without being wrong, such as fewer images than published.
+    smaller: how many times fewer rows and columns degraded images have; None: as many.
     """
 
     where: str
     items: tuple[Pair, ...]
     fit: Literal["crop", "resize"] | None = None
     notes: tuple[str, ...] = ()
+    smaller: int | None = None
 
     @property
     def clean_only(self) -> bool:
@@ -203,23 +205,24 @@ def _paired(where: str, base: Path, found: Sequence[tuple[str, tuple[str, ...]]]
     notes = []
     if split.count is not None and split.count != len(items):
         notes.append(f"{where} holds {len(items):,} images; {split.count:,} were published")
-    return Pairs(where, tuple(items), split.fit, tuple(notes))
+    return Pairs(where, tuple(items), split.fit, tuple(notes), split.smaller)
 
 
 def check_pairs(
-    pairs: Pairs, *, whole: bool = True, scale: int = 1, progress: Callable[[int, int], None] | None = None
+    pairs: Pairs, *, whole: bool = True, scale: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> None:
     """See that every file can be read and that pairs are of matching size, before any work is done.
 
     Args:
         whole: decode every file; else read headers and look at the files' ends, which finds what was cut short.
-        scale: how many times larger clean images are; those that the dataset says how to fit may be larger anyhow.
+        scale: how many times larger clean images are, where the dataset does not say so itself; those that it says how
+            to fit may be larger anyhow.
         progress: called with (pairs checked, pairs in all).
 
     Raises:
         PairError: lists all files that are missing, damaged or of another size.
     """
-    damaged, sizes = [], []
+    scale, damaged, sizes = scale or pairs.smaller or 1, [], []
     for number, pair in enumerate(pairs.items):
         found = []
         for path in (pair.degraded, pair.clean):

@@ -25,16 +25,17 @@ class RestorationSource:
     dataset: as :func:`nextscale.datasets.pairs.find_pairs` takes it.
     degradation: of clean photographs; None: the dataset has degraded ones.
     weight: how often the source is drawn from, of the sum over all sources.
-    scale: how many times larger clean images are than degraded ones, which are then enlarged by MATLAB's bicubic.
+    scale: how many times larger clean images are than degraded ones, which are then enlarged by MATLAB's bicubic; None:
+        as the dataset's layout says.
     """
 
     dataset: str
     degradation: Mixture | None = None
     weight: float = 1.0
-    scale: int = 1
+    scale: int | None = None
 
     def __post_init__(self) -> None:
-        if self.weight <= 0 or self.scale < 1:
+        if self.weight <= 0 or (self.scale is not None and self.scale < 1):
             raise ValueError(f"weight is {self.weight} and scale {self.scale}; expected more than 0, and 1 or more")
 
 
@@ -170,8 +171,8 @@ class RestorationDataset:
         if pair.degraded is None:
             return clean, clean
         degraded = self._pixels(pair.degraded)
-        if source.scale > 1:
-            height, width = (side * source.scale for side in degraded.shape[-2:])
+        if (scale := source.scale or pairs.smaller or 1) > 1:
+            height, width = (side * scale for side in degraded.shape[-2:])
             degraded = matlab_resize(as_float(degraded), (height, width)).clamp(0, 1)
         size = (degraded.shape[-2], degraded.shape[-1])
         return (clean if clean.shape[-2:] == size else fitted(as_float(clean), size, pairs.fit)), degraded

@@ -61,6 +61,10 @@ def test_layouts(name: str, tmp_path: Path) -> None:
     assert pair.degraded == (tmp_path / degraded if degraded else None)
     split = LAYOUTS[name.partition("/")[0]].splits[name.partition("/")[2] or "test"]
     assert bool(pairs.notes) == (split.count is not None) and all("published" in note for note in pairs.notes)
+    if split.smaller:
+        with pytest.raises(PairError, match=r"not of the sizes expected: .*\(24 x 20, clean 24 x 20\)"):
+            check_pairs(pairs)
+        image(tmp_path / clean, 24 * split.smaller, 20 * split.smaller)
     check_pairs(pairs)
 
 
