@@ -80,11 +80,12 @@ def read_depth(path: str | Path, encoding: Encoding, fov_x: float = HYPERSIM_FOV
         DatasetError: the file is damaged or of another form. OSError: it cannot be read.
     """
     metres = read_values(path, encoding)
-    with np.errstate(invalid="ignore"):
-        metres = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+    if encoding.kind not in ("png", "png8"):  # whole numbers are all finite
+        with np.errstate(invalid="ignore"):
+            metres = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
     if encoding.distance:
         metres = planar_depth(metres, fov_x)
-    return np.minimum(metres, np.float32(encoding.highest))
+    return metres if encoding.highest == math.inf else np.minimum(metres, np.float32(encoding.highest))
 
 
 def read_values(path: str | Path, encoding: Encoding) -> np.ndarray:

@@ -122,7 +122,7 @@ class PairFiles:
         valid = depth > 0
         for path in pair.masks:
             valid &= _mask(path, depth.shape)
-        return np.where(valid, depth, np.float32(0)), valid
+        return np.where(valid, depth, np.float32(0)) if pair.masks else depth, valid
 
     def camera(self, index: int, size: tuple[int, int]) -> np.ndarray:
         pair = self.pairs[index]

@@ -59,23 +59,27 @@ class Pixels:
         return self.prediction - self.truth
 
     @cached_property
+    def quotient(self) -> np.ndarray:
+        """p / g."""
+        return self.prediction / self.truth
+
+    @cached_property
     def log_difference(self) -> np.ndarray:
         """e = ln p - ln g: minus infinity where p is 0."""
         with np.errstate(divide="ignore"):
-            logs: np.ndarray = np.log(self.prediction / self.truth)
+            logs: np.ndarray = np.log(self.quotient)
         return logs
 
     @cached_property
     def ratio(self) -> np.ndarray:
         """max(g / p, p / g), at least 1."""
         with np.errstate(divide="ignore"):
-            share = self.prediction / self.truth
-            larger: np.ndarray = np.maximum(share, 1 / share)
+            larger: np.ndarray = np.maximum(self.quotient, 1 / self.quotient)
         return larger
 
 
 def _root_mean_square(values: np.ndarray) -> float:
-    return math.sqrt(float(np.mean(np.square(values))))
+    return math.sqrt(float(np.dot(values, values)) / values.size)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -67,20 +68,27 @@ class Comparison:
 
     Attributes:
         truth: (height, width) metres.
-        prediction: the same, aligned and clamped; float64.
         mask: bool, the pixels that count.
+        true, predicted: float64 (n,), the depths of these, the predicted ones aligned and clamped.
         alignment: what was fitted.
     """
 
     truth: np.ndarray
-    prediction: np.ndarray
     mask: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
     alignment: Affine
+    _whole: Callable[[], np.ndarray]
 
     @property
     def pixels(self) -> int:
         """How many count."""
-        return int(np.count_nonzero(self.mask))
+        return self.true.size
+
+    @cached_property
+    def prediction(self) -> np.ndarray:
+        """float64 (height, width), aligned and clamped: also where it does not count, where it may be NaN."""
+        return self._whole()
 
 
 def compare(
@@ -105,41 +113,31 @@ def compare(
         AlignmentError: the prediction cannot be aligned.
     """
     truth, measured, prediction = _prepare(truth, prediction, protocol, valid)
-    height, width = truth.shape
-    shown = prediction
-    if protocol.window == "paste":
-        region = benchmark_window(height, width)
-        if shown.shape == truth.shape:
-            shown = region.cut(shown)
-    size = (height, width) if protocol.window != "paste" else WINDOW
-    shown = _fit(shown, size, protocol)
-    depth = _depth(shown, kind) * protocol.scale
-    if protocol.clamp is not None and protocol.clamp_first:
-        low, high = protocol.clamp
-        depth = np.clip(np.nan_to_num(depth, nan=low, posinf=high, neginf=low), low, high)
-    if protocol.window == "paste":
-        whole = np.zeros((height, width))
-        region.cut(whole)[:] = depth
-        depth = whole
     mask = _mask(truth, measured, protocol)
-    true, predicted = truth[mask], depth[mask]
+    # Only where it counts: evaluating a set is mostly this arithmetic.
+    true = truth[mask].astype(np.float64)
     if not true.size:
         raise EmptyMaskError(
             f"no pixel to compare: of {truth.size} pixels, {int(measured.sum())} were measured, and none of them "
             f"lies in {_range(protocol)} and the crop {protocol.crop or 'of the whole map'}"
         )
-    if wrong := int((~np.isfinite(predicted)).sum()):
+    shown, beside = _placed(prediction, truth.shape, protocol)
+    predicted = _entered(shown[mask], kind, protocol)
+    if beside is not None:
+        predicted[beside[mask]] = 0
+    if not np.isfinite(predicted).all():
         raise ProtocolError(
-            f"{wrong} of {true.size} predictions that count are infinite or NaN"
+            f"{int((~np.isfinite(predicted)).sum())} of {true.size} predictions that count are infinite or NaN"
             + (" (disparities of 0 or less, or NaN)" if kind == "disparity" else "")
             + "; correct them, or use a protocol that clamps first"
         )
     fitted = align(true, predicted, protocol.alignment)
-    if fitted != Affine():
-        depth = fitted(depth)
-    if protocol.clamp is not None and not protocol.clamp_first:
-        depth = np.clip(depth, *protocol.clamp)
-    return Comparison(truth, depth, mask, fitted)
+
+    def whole() -> np.ndarray:
+        depth = _entered(shown.reshape(-1), kind, protocol).reshape(shown.shape)
+        return _finished(depth if beside is None else np.where(beside, 0, depth), fitted, protocol)
+
+    return Comparison(truth, mask, true, _finished(predicted, fitted, protocol), fitted, whole)
 
 
 def evaluate_map(
@@ -156,8 +154,7 @@ def evaluate_map(
 
 def score(compared: Comparison, metrics: Sequence[str]) -> dict[str, float]:
     """Errors over the pixels that count."""
-    mask = compared.mask
-    return depth_metrics(compared.truth[mask], compared.prediction[mask], metrics)
+    return depth_metrics(compared.true, compared.predicted, metrics)
 
 
 def _prepare(
@@ -192,9 +189,20 @@ def _prepare(
     return truth, measured, prediction
 
 
+def _placed(prediction: np.ndarray, shape: tuple[int, int], protocol: Protocol) -> tuple[np.ndarray, np.ndarray | None]:
+    """The prediction in the ground truth's size, and where it is beside the window (None: nowhere)."""
+    if protocol.window != "paste":
+        return _fit(prediction, shape, protocol), None
+    region = benchmark_window(*shape)
+    inside = _fit(region.cut(prediction) if prediction.shape == shape else prediction, WINDOW, protocol)
+    whole, beside = np.zeros(shape, inside.dtype), np.ones(shape, bool)
+    region.cut(whole)[:], region.cut(beside)[:] = inside, False
+    return whole, beside
+
+
 def _fit(prediction: np.ndarray, size: tuple[int, int], protocol: Protocol) -> np.ndarray:
     if prediction.shape == size:
-        return prediction.astype(np.float64)
+        return prediction
     if protocol.interpolation is None:
         raise ProtocolError(
             f"the prediction is {prediction.shape[0]} x {prediction.shape[1]}, the protocol compares "
@@ -203,11 +211,28 @@ def _fit(prediction: np.ndarray, size: tuple[int, int], protocol: Protocol) -> n
     return resize_map(prediction.astype(np.float64), size, protocol.interpolation)
 
 
-def _depth(prediction: np.ndarray, kind: Kind) -> np.ndarray:
-    if kind == "depth":
-        return prediction
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(prediction > 0, 1 / np.where(prediction > 0, prediction, 1), np.nan)
+def _entered(prediction: np.ndarray, kind: Kind, protocol: Protocol) -> np.ndarray:
+    """Depths (n,) as they come to the alignment, a float64 array of their own."""
+    depth = prediction.astype(np.float64)
+    if kind == "disparity":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            depth = np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), np.nan)
+    if protocol.scale != 1:
+        depth *= protocol.scale
+    if protocol.clamp is not None and protocol.clamp_first:
+        low, high = protocol.clamp
+        depth[np.isnan(depth)] = low
+        np.clip(depth, low, high, out=depth)
+    return depth
+
+
+def _finished(depth: np.ndarray, fitted: Affine, protocol: Protocol) -> np.ndarray:
+    """Aligned, and clamped where the clamp comes last."""
+    if fitted != Affine():
+        depth = fitted(depth)
+    if protocol.clamp is not None and not protocol.clamp_first:
+        depth = np.clip(depth, *protocol.clamp)
+    return depth
 
 
 def _mask(truth: np.ndarray, measured: np.ndarray, protocol: Protocol) -> np.ndarray:
