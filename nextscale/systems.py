@@ -301,6 +301,13 @@ RECIPES: dict[str, Recipe] = {
     "dar": Recipe(
         "nextscale.tasks.depth.dar_recipe:DARRecipe", "metric depth of photos, by regression from coarse to fine"
     ),
+    "depth-tokenizer": Recipe(
+        "nextscale.tasks.depth.depthart_recipe:DepthTokenizerRecipe", "photos and depth maps <-> token pyramids"
+    ),
+    "depthart": Recipe(
+        "nextscale.tasks.depth.depthart_recipe:DepthARTRecipe",
+        "relative depth of photos, refined on its own predictions; or its baseline",
+    ),
     "controlvar": Recipe(
         "nextscale.tasks.generation.controlvar_recipe:ControlVARRecipe", "control pictures and images together"
     ),

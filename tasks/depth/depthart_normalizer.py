@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from nextscale.datasets.depth_planar import fill_holes
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,10 @@ def fill(
     Raises:
         ValueError: an image has no known pixel.
     """
-    from scipy.ndimage import distance_transform_edt
-
     filled = depth.detach().cpu().numpy().copy()
     for image, known in zip(filled[:, 0], valid[:, 0].cpu().numpy(), strict=True):
         if not known.any():
             raise ValueError("an image has no pixel of known depth, so nothing can be learnt from it: leave it out")
         if not known.all():
-            rows, columns = distance_transform_edt(~known, return_distances=False, return_indices=True)
-            image[...] = np.ascontiguousarray(image[rows, columns])
+            image[...] = fill_holes(image, ~known)
     return torch.from_numpy(filled).to(depth)

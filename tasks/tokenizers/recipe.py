@@ -56,6 +56,11 @@ class AutoencoderRecipe:
 
     # --- the run -----------------------------------------------------------------------------------------
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the data."""
+        return self.data.size, self.data.size
+
     def build(self, load: Load) -> Any:
         """The tokenizer to train: new, or from ``init``.
 
@@ -64,11 +69,12 @@ class AutoencoderRecipe:
         """
         schedule = ScaleSchedule.parse(self.scales)
         tokenizer = self.start(schedule, load)
-        if tokenizer.image_size() != (self.data.size, self.data.size):
+        made, given = tokenizer.image_size(), self.image_size
+        if made != given:
+            fitting = (given[0] / tokenizer.stride, given[1] / tokenizer.stride)
             raise ValueError(
-                f"the scales '{schedule}' with stride {tokenizer.stride} stand for images of "
-                f"{tokenizer.image_size()[0]} pixels, the data has {self.data.size}: the last scale must be "
-                f"{self.data.size / tokenizer.stride:g}"
+                f"the scales '{schedule}' with stride {tokenizer.stride} stand for images of {_sides(made)} pixels, "
+                f"the data has {_sides(given)}: the last scale must be {_sides(fitting)}"
             )
         if self.decoder_only:
             if self.init is None:
@@ -155,6 +161,11 @@ def take_autoencoder(tokenizer: nn.Module, source: nn.Module, name: str) -> None
             f"no weight of the autoencoder in {name} has the shape it needs here: give its sizes as autoencoder"
         )
     tokenizer.load_state_dict(fitting, strict=False)
+
+
+def _sides(size: tuple[float, float]) -> str:
+    """``8`` of a square, else ``6 x 8``."""
+    return f"{size[0]:g}" if size[0] == size[1] else f"{size[0]:g} x {size[1]:g}"
 
 
 def example_images(data: ImageData, seed: int, count: int = 8) -> Tensor:
