@@ -20,9 +20,12 @@ from PIL import Image
 import nextscale.hub
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import save_folder
+from nextscale.core.quantizer import QuantizerConfig
+from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
 from nextscale.evaluation.lpips import CONVOLUTIONS, WIDTHS
 from nextscale.systems import SYSTEMS
+from nextscale.tasks.depth.depthart import DepthART, DepthARTConfig
 from nextscale.tasks.generation.controls import Extraction
 from nextscale.tasks.generation.controlvar_training import from_var
 from nextscale.tasks.generation.var import VAR, VARConfig
@@ -164,6 +167,19 @@ def pairs(folder: Path) -> None:
     from_var(model, control_types=("canny",), extractions=(Extraction("canny", 200, 400),)).save(folder / "model")
 
 
+def depth_model(folder: Path) -> None:
+    """A finished run of a DepthART, at its beginning."""
+    torch.manual_seed(0)
+    shape = AutoencoderConfig(channels=32, multipliers=(1, 1, 1), blocks=1, latent_channels=4)
+    schedule = ScaleSchedule.grids([(1, 1), (3, 4), (6, 8)])
+    tokenizer = ResidualVQ(ResidualVQConfig(shape, QuantizerConfig(vocabulary=16, channels=4), schedule))
+    sizes = TransformerConfig(64, 1, 1, attention="dot")
+    model = DepthART(DepthARTConfig(sizes, vocabulary=16, code_channels=4, schedule=schedule), tokenizer)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save(folder / "model")
+
+
 def annotations(path: Path) -> None:
     runs = {"size": [64, 64], "counts": [1000, 2000, 1096]}
     path.write_text(json.dumps([{"segmentation": runs, "area": 2000}]))
@@ -188,6 +204,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "nextscale/recipes": recipes,
     "runs/controlvar-cifar10": pairs,
     "masks.json": annotations,
+    "runs/depthart-small": depth_model,
 }
 """What a document may name, and what makes it."""
 
