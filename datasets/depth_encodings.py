@@ -100,7 +100,7 @@ def read_values(path: str | Path, encoding: Encoding) -> np.ndarray:
     except Exception as error:  # damaged files make decoders raise nearly anything
         raise DatasetError(f"{path} cannot be read as {encoding.kind} ({type(error).__name__}: {error})") from error
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[0] if values.shape[0] == 1 else values[:, :, 0]
+        values = values[:, :, 0] if values.shape[2] == 1 else values[0]
     if values.ndim != 2 or not values.size:
         raise DatasetError(f"{path} holds an array of shape {values.shape}; expected (height, width)")
     scaled: np.ndarray = values.astype(np.float32) / np.float32(encoding.scale)

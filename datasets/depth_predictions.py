@@ -79,6 +79,7 @@ def open_predictions(
     kind: Kind | None = None,
     scale: float | None = None,
     png_scale: float = 256.0,
+    limit: int | None = None,
 ) -> Predictions:
     """Find the predictions of samples.
 
@@ -91,6 +92,8 @@ def open_predictions(
         kind, scale: as in ``predictions.json``, which they override; without either, depth, and 1 (of PNG
             ``png_scale``).
 
+        limit: only so many samples, the first ones, need predictions.
+
     Raises:
         MissingFilesError: predictions are missing; all are listed. DatasetError: what is there is not understood.
     """
@@ -101,6 +104,7 @@ def open_predictions(
     if not path.is_dir():
         raise DatasetError(f"{path} does not exist; give a folder of predictions, or a model")
     said = _said(path)
+    names = names[:limit]
     best: tuple[int, str, str, list[Path]] = (-1, "", "", [])
     for suffix in SUFFIXES:
         if not any(path.rglob(f"*{suffix}")):

@@ -177,8 +177,10 @@ def _predictions(arguments: Any, source: Any) -> Any:
         raise ValueError("--flip and --samples belong to a model; what is in files is evaluated as it is")
     encoding = ENCODINGS.get(arguments.dataset or "")
     png = encoding.scale if encoding is not None and encoding.kind == "png" and not encoding.rotated else 256.0
-    names = [source.name(index) for index in range(len(source))][: arguments.limit]
-    return open_predictions(place, names, kind=arguments.kind, scale=arguments.scale, png_scale=png)
+    names = [source.name(index) for index in range(len(source))]
+    return open_predictions(
+        place, names, kind=arguments.kind, scale=arguments.scale, png_scale=png, limit=arguments.limit
+    )
 
 
 def _protocol(arguments: Any, dataset: str, split: str | None, relative: bool) -> tuple[Protocol, str]:
