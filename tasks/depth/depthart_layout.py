@@ -133,7 +133,12 @@ def to_official(
 
     Args:
         own: the transformer's state dict; ``tokenizer`` the tokenizer's, in its official layout.
+
+    Raises:
+        ValueError: the official code has no such network.
     """
+    if config.transformer.attention == "cosine":
+        raise ValueError("this model has cosine attention, which DepthART's code does not compute: it has no such form")
     state = to_layout(_KEYS, own)
     if config.unused_scales:
         blocks, heads = config.transformer.depth, config.transformer.heads

@@ -263,6 +263,13 @@ def test_a_file_without_a_tokenizer_needs_one(build, tmp_path):
     assert torch.equal(made.tokenizer.quantizer.vectors, model.tokenizer.quantizer.vectors)
 
 
+def test_cosine_attention_has_no_official_form(build):
+    model = build()
+    sizes = replace(model.config.transformer, attention="cosine")
+    with pytest.raises(ValueError, match="cosine"):
+        DepthART(replace(model.config, transformer=sizes), model.tokenizer).to_official()
+
+
 def test_saved_and_loaded(build, tmp_path: Path):
     model = build(pick="expected")
     model.save(tmp_path / "model")
