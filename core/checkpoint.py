@@ -260,6 +260,19 @@ def strip_prefixes(name: str) -> str:
     return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
 
 
+_SAMPLES = 4096
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """A short digest of weights, alike in float32 and bfloat16: of up to some thousand numbers of every tensor."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        flat = value.detach().flatten()
+        few = flat[:: max(len(flat) // _SAMPLES, 1)].cpu().bfloat16()
+        digest.update(f"{name} {tuple(value.shape)}".encode() + few.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 # --- names --------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "draw images",
     "edit": "draw part of an image anew, or continue it beyond its edges",
     "depth": "depth of photos: as maps, pictures, points, or seen from elsewhere",
+    "restore": "clean photos: of noise, blur, rain, haze, darkness; of any size",
     "control": "draw after a control picture: edges, depth, normals; or only extract those",
     "prepare": "make data to train on: synthetic scenes with exact depth",
     "tokenize": "encode images once, to train on their tokens",

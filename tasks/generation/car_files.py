@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nextscale.core import checkpoint
 from nextscale.core.checkpoint import CheckpointError, KeyMap, find_state_dict
 from nextscale.tasks.generation.official_layout import DERIVED, block_rules
 from nextscale.tasks.generation.var import VAR, VARConfig
@@ -25,7 +25,6 @@ KEYS = KeyMap(
     ]
 )
 _FIRST = "car_control_convs.conv_in.weight"
-_SAMPLES = 4096
 
 
 def is_official(content: Mapping[str, Any]) -> bool:
@@ -80,14 +79,8 @@ def encoder_widths(adapter: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def fingerprint(base: VAR) -> str:
-    """A short digest of a transformer's weights, alike in float32 and bfloat16: an adapter fits one base only."""
-    digest = hashlib.sha256()
-    for name, value in sorted(base.state_dict().items()):
-        if not name.startswith("tokenizer."):
-            flat = value.detach().flatten()
-            few = flat[:: max(len(flat) // _SAMPLES, 1)].cpu().bfloat16()
-            digest.update(f"{name} {tuple(value.shape)}".encode() + few.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """A digest of a transformer's weights: an adapter fits one base only."""
+    return checkpoint.fingerprint({k: v for k, v in base.state_dict().items() if not k.startswith("tokenizer.")})
 
 
 def check_sizes(wanted: VARConfig, base: VAR) -> None:

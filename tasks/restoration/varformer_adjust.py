@@ -60,14 +60,17 @@ def deform_conv(
     side = kernel.shape[-1]
     taps = side * side
     groups = weights.shape[1] // taps
-    shift = offsets.reshape(batch * groups, taps, 2, height, width)
-    tap = torch.arange(side, device=x.device, dtype=x.dtype) - side // 2
+    # Places in float32 whatever the precision: half of it would move them by whole pixels.
+    shift = offsets.float().reshape(batch * groups, taps, 2, height, width)
+    tap = torch.arange(side, device=x.device) - side // 2
     down = tap.repeat_interleave(side)[:, None, None] + torch.arange(height, device=x.device)[:, None] + shift[:, :, 0]
     right = tap.repeat(side)[:, None, None] + torch.arange(width, device=x.device) + shift[:, :, 1]
     # Centres of pixels in the units of grid_sample without aligned corners: -1 and 1 are the picture's edges.
     grid = torch.stack(((2 * right + 1) / width - 1, (2 * down + 1) / height - 1), dim=-1)
     parts = x.reshape(batch * groups, channels // groups, height, width)
-    sampled = F.grid_sample(parts, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = F.grid_sample(
+        parts.float(), grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False
+    ).to(x.dtype)
     weighted = sampled.unflatten(2, (taps, height)) * weights.reshape(batch * groups, 1, taps, height, width)
     columns = weighted.reshape(batch, channels * taps, height * width)
     return (kernel.flatten(1) @ columns).unflatten(-1, (height, width)) + bias[:, None, None]
