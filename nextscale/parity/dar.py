@@ -271,8 +271,8 @@ def evaluate(case: Case) -> Mapping[str, Any]:
     options = case.options
     images, truths, maps = case.tensor("image"), case.tensor("gt"), case.tensor("maps")
     kitti = options["dataset"] == "kitti"
-    if not kitti and options["dataset"] != "nyudepthv2":
-        raise ReplayError(f"dataset is {options['dataset']!r}; known are kitti and nyudepthv2")
+    if options["dataset"] not in ("kitti", "nyudepthv2", "sunrgbd"):
+        raise ReplayError(f"dataset is {options['dataset']!r}; known are kitti, nyudepthv2 and sunrgbd")
     multiple = {"VIT-16": 64, "VIT-14": 56}[options["encoder"]]
     halves, mirrors, crop = options["kitti_split_to_half"] and kitti, options["flip_test"], options["kitti_crop"]
     width = images.shape[-1]
@@ -280,6 +280,7 @@ def evaluate(case: Case) -> Mapping[str, Any]:
     protocol = Protocol(
         truth_range=(options["min_depth_eval"], options["max_depth_eval"]),
         clamp=(options["min_depth_eval"], options["max_depth_eval"]),
+        clamp_first=True,
         crop=CROPS[crop] if kitti else "eigen_nyu",
     )
     inputs, predictions, pixels, rows, losses = [], [], [], [], []

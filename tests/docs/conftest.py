@@ -25,6 +25,7 @@ from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
 from nextscale.evaluation.lpips import CONVOLUTIONS, WIDTHS
 from nextscale.systems import SYSTEMS
+from nextscale.tasks.depth.dar import DAR, PRESETS
 from nextscale.tasks.depth.depthart import DepthART, DepthARTConfig
 from nextscale.tasks.generation.controls import Extraction
 from nextscale.tasks.generation.controlvar_training import from_var
@@ -180,6 +181,12 @@ def depth_model(folder: Path) -> None:
     model.save(folder / "model")
 
 
+def dar_model(folder: Path) -> None:
+    """A finished run of dar-small, at its beginning."""
+    torch.manual_seed(0)
+    DAR(PRESETS["dar-tiny"]).save(folder / "model")
+
+
 def annotations(path: Path) -> None:
     runs = {"size": [64, 64], "counts": [1000, 2000, 1096]}
     path.write_text(json.dumps([{"segmentation": runs, "area": 2000}]))
@@ -205,6 +212,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "runs/controlvar-cifar10": pairs,
     "masks.json": annotations,
     "runs/depthart-small": depth_model,
+    "runs/dar-small": dar_model,
 }
 """What a document may name, and what makes it."""
 
