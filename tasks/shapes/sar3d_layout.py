@@ -244,7 +244,7 @@ def tokenizer_config_values(state: Mapping[str, Tensor], given: Mapping[str, Any
                     smoothers=smoothers,
                 ),
                 "separate_smoothers": kind == "separate",
-                "decoder": PlanesConfig(width, depth, given.get("heads") or width // 64, hidden / width),
+                "decoder": PlanesConfig(width, depth, given.get("heads") or max(width // 64, 1), hidden / width),
                 "upsampler": _autoencoder(state, f"{_SUPER}.conv_sr", "up", width, channels, groups),
                 "head": FieldConfig(
                     "mesh" if mesh else "density", channels, state[first].shape[0], given.get("grid", 128)

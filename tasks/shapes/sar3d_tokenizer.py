@@ -62,7 +62,7 @@ class TriplaneVQConfig:
     schedule: ScaleSchedule = SCHEDULE
     decoder: PlanesConfig = field(default_factory=PlanesConfig)
     upsampler: AutoencoderConfig = field(
-        default_factory=lambda: AutoencoderConfig(32, (1, 2, 2, 4), 2, 768, 32, level_attention=())
+        default_factory=lambda: AutoencoderConfig(32, (1, 2, 2, 4), 1, 768, 32, level_attention=())
     )
     head: FieldConfig = field(default_factory=FieldConfig)
     published: bool = False

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.shapes.sar3d_planes import PLANES
-from nextscale.tasks.shapes.sar3d_rendering import Noise, camera_rays
+from nextscale.tasks.shapes.sar3d_rendering import Noise, camera_rays, pluecker
 from nextscale.tasks.shapes.sar3d_tokenizer import TriplaneVQ
+from nextscale.tasks.shapes.sar3d_views import encoder_input
 from nextscale.tasks.tokenizers.discriminator import PatchDiscriminator
 from nextscale.tasks.tokenizers.training import ReconstructionLossConfig, _perceptual
 
@@ -129,6 +130,21 @@ def aligned_depth_loss(
     return loss
 
 
+def views_of(batch: Batch, tokenizer: TriplaneVQ) -> Float[Tensor, "objects views 10 height width"]:
+    """What the encoder reads of a batch: ``views``, or made of the first pictures of every object."""
+    if "views" in batch:
+        given: Tensor = batch["views"]
+        return given
+    count, size = tokenizer.config.views.count, tokenizer.image_size[0]
+    if batch["colours"].shape[1] < count:
+        raise ValueError(f"an object has {batch['colours'].shape[1]} pictures, the tokenizer reads {count}")
+    colours, depth, cameras = (batch[name][:, :count].flatten(0, 1) for name in ("colours", "depth", "cameras"))
+    if colours.shape[-1] != size:
+        colours = F.interpolate(colours, size=size, mode="bilinear", antialias=True)
+        depth = F.interpolate(depth, size=size, mode="nearest-exact")
+    return encoder_input(colours, pluecker(cameras, size), depth).unflatten(0, (-1, count))
+
+
 @dataclass(frozen=True, eq=False)
 class Window:
     """Where pictures are compared: rays through a window of every picture, and what was seen there.
@@ -190,9 +206,9 @@ def _corner(seen: Bool[Tensor, "height width"], side: int, foreground: float) ->
 class TriplaneTraining(TrainingTask):
     """Trains a :class:`nextscale.tasks.shapes.sar3d_tokenizer.TriplaneVQ` of density fields.
 
-    A batch holds ``views`` (objects, views, 10, height, width) for the encoder, and what is to be seen: ``cameras``
-    (objects, n, 25), ``colours`` (objects, n, 3, size, size) in [0, 1] on white, and of one channel ``depth`` and
-    ``alpha``.
+    A batch holds what is to be seen: ``cameras`` (objects, n, 25), ``colours`` (objects, n, 3, size, size) in [0, 1] on
+    white, and of one channel ``depth`` and ``alpha``; and, where the first pictures are not what the encoder reads,
+    ``views`` (objects, views, 10, height, width).
     """
 
     name = "sar3d-tokenizer"
@@ -223,7 +239,7 @@ class TriplaneTraining(TrainingTask):
             real, fake = module(torch.cat((batch["real"], batch["fake"]))).chunk(2)
             loss = self.config.adversarial * (F.relu(1 - real) + F.relu(1 + fake)).mean() / 2
             return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
-        planes, quantized = module(batch["views"].flatten(0, 1))
+        planes, quantized = module(views_of(batch, self.tokenizer).flatten(0, 1))
         if self.tokenizer.training:
             self.usage.record(quantized.tokens)
         window = cut_window(batch, self.config.patch, self.config.foreground)

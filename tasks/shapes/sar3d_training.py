@@ -12,15 +12,17 @@ from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.generation.text import TextFeatures
 from nextscale.tasks.generation.var_training import next_scale_loss
 from nextscale.tasks.shapes.sar3d import SAR3D, SYSTEM
+from nextscale.tasks.shapes.sar3d_tokenizer_training import views_of
 
 
 class SAR3DTraining(TrainingTask):
     """Trains a :class:`nextscale.tasks.shapes.sar3d.SAR3D`.
 
-    A batch holds ``tokens`` (batch, length), or ``views`` (batch, views, 10, height, width) that the frozen tokenizer
-    encodes; ``features`` (:class:`nextscale.tasks.generation.text.TextFeatures`), or ``condition``, pictures or texts
-    of which they are made; and, if they are given, ``drop`` (2, batch), numbers in [0, 1) by which conditions are
-    dropped (else drawn), and ``inputs``, the teacher-forcing inputs (else made of the tokens).
+    A batch holds ``tokens`` (batch, length), or the pictures that the frozen tokenizer encodes
+    (:func:`nextscale.tasks.shapes.sar3d_tokenizer_training.views_of`); ``features``
+    (:class:`nextscale.tasks.generation.text.TextFeatures`), or ``condition``, pictures or texts of which they are made;
+    and, if they are given, ``drop`` (2, batch), numbers in [0, 1) by which conditions are dropped (else drawn), and
+    ``inputs``, the teacher-forcing inputs (else made of the tokens).
     """
 
     name = SYSTEM
@@ -56,7 +58,7 @@ class SAR3DTraining(TrainingTask):
         if "tokens" in batch:
             given: Tensor = batch["tokens"]
             return given
-        views: Tensor = batch["views"].flatten(0, 1)
+        views = views_of(batch, self.model.tokenizer).flatten(0, 1)
         with torch.autocast(views.device.type, enabled=False):
             return self.model.tokenizer.encode(views)
 

@@ -71,12 +71,12 @@ def _in_chunks(evaluate: Evaluate, points: Float[Tensor, "points 3"]) -> Float[T
 
 
 def marching_cubes(values: Float[Tensor, "x y z"], half: float, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices within [-``half``, ``half``] and faces of the surface around what is above ``level``; both empty if
-    there is none."""
+    """Vertices within [-``half``, ``half``] and faces of the surface around what is above ``level``, wound so that
+    normals point away from it; both empty if there is none."""
     from skimage.measure import marching_cubes as march
 
     grid = values.detach().float().cpu().numpy()
     if not grid.min() < level < grid.max():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
     vertices, faces, _, _ = march(grid, level)
-    return ((vertices / (grid.shape[0] - 1) * 2 - 1) * half).astype(np.float32), faces.astype(np.int64)
+    return ((vertices / (grid.shape[0] - 1) * 2 - 1) * half).astype(np.float32), faces[:, ::-1].astype(np.int64)
