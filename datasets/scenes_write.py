@@ -24,7 +24,7 @@ def write_scenes(
     number: int,
     *,
     workers: int | None = None,
-    shard_size: int = 256,
+    shard_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make scenes 0 to ``number`` - 1 and pack them (``depth_store``); what is there already is kept.
