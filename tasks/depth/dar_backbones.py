@@ -26,6 +26,7 @@ from nextscale.tasks.depth.dar_layout import (
     CLASSIFIER_RULES,
     DINOV2_RULES,
     FIRST_STAGE_RULES,
+    MAP_ATTENTION_RULES,
     UNET_RULES,
     Rules,
     join,
@@ -94,19 +95,6 @@ _RESNET: Rules = [
     ("norm2", "norm2"),
     ("conv2", "conv2"),
     ("shortcut", "conv_shortcut"),
-]
-
-_ATTENTION: Rules = [
-    ("norm", "norm"),
-    ("enter", "proj_in"),
-    ("leave", "proj_out"),
-    ("blocks.*.attention.projection", "transformer_blocks.*.attn1.to_out.0"),
-    ("blocks.*.attention", "transformer_blocks.*.attn1"),
-    ("blocks.*.context_attention.projection", "transformer_blocks.*.attn2.to_out.0"),
-    ("blocks.*.context_attention", "transformer_blocks.*.attn2"),
-    ("blocks.*.expand", "transformer_blocks.*.ff.net.0.proj"),
-    ("blocks.*.contract", "transformer_blocks.*.ff.net.2"),
-    ("blocks", "transformer_blocks"),
 ]
 
 
@@ -189,7 +177,7 @@ def diffusers_unet_rules(config: UNetConfig) -> Rules:
     rules: Rules = [("down.0.0.conv", "conv_in"), ("time.0", "time_embedding.linear_1")]
     rules += [("time.2", "time_embedding.linear_2")]
     for index, name in ((0, "resnets.0"), (1, "attentions.0"), (2, "resnets.1")):
-        rules += under(_ATTENTION if index == 1 else _RESNET, f"middle.{index}", f"mid_block.{name}")
+        rules += under(MAP_ATTENTION_RULES if index == 1 else _RESNET, f"middle.{index}", f"mid_block.{name}")
     levels, blocks = len(config.multipliers), config.blocks
     for down, level, index in _places(levels, blocks + 1):
         ours, last = f"down.{1 + down}", index == blocks
@@ -197,12 +185,12 @@ def diffusers_unet_rules(config: UNetConfig) -> Rules:
             rules.append((f"{ours}.0.conv", f"down_blocks.{level}.downsamplers.0.conv"))
         elif not last:
             rules += under(_RESNET, f"{ours}.0", f"down_blocks.{level}.resnets.{index}")
-            rules += under(_ATTENTION, f"{ours}.1", f"down_blocks.{level}.attentions.{index}")
+            rules += under(MAP_ATTENTION_RULES, f"{ours}.1", f"down_blocks.{level}.attentions.{index}")
     for up, level, index in _places(levels, blocks + 1):
         ours, attends = f"up.{up}", 2 ** (levels - 1 - level) in config.attention_at
         rules += under(_RESNET, f"{ours}.0", f"up_blocks.{level}.resnets.{index}")
         if attends:
-            rules += under(_ATTENTION, f"{ours}.1", f"up_blocks.{level}.attentions.{index}")
+            rules += under(MAP_ATTENTION_RULES, f"{ours}.1", f"up_blocks.{level}.attentions.{index}")
         if index == blocks and level < levels - 1:
             rules.append((f"{ours}.{2 if attends else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv"))
     return rules

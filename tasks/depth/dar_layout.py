@@ -111,13 +111,7 @@ CLASSIFIER_RULES: Rules = [
 ]
 """Of the files of transformers' ViTForImageClassification."""
 
-_STAGE_RULES: Rules = [
-    ("norm1", "in_layers.0"),
-    ("conv1", "in_layers.2"),
-    ("time", "emb_layers.1"),
-    ("norm2", "out_layers.0"),
-    ("conv2", "out_layers.3"),
-    ("shortcut", "skip_connection"),
+MAP_ATTENTION_RULES: Rules = [
     ("norm", "norm"),
     ("enter", "proj_in"),
     ("leave", "proj_out"),
@@ -128,6 +122,17 @@ _STAGE_RULES: Rules = [
     ("blocks.*.expand", "transformer_blocks.*.ff.net.0.proj"),
     ("blocks.*.contract", "transformer_blocks.*.ff.net.2"),
     ("blocks", "transformer_blocks"),
+]
+"""Of the UNet's attention, in Stable Diffusion's own files and in those of diffusers."""
+
+_STAGE_RULES: Rules = [
+    ("norm1", "in_layers.0"),
+    ("conv1", "in_layers.2"),
+    ("time", "emb_layers.1"),
+    ("norm2", "out_layers.0"),
+    ("conv2", "out_layers.3"),
+    ("shortcut", "skip_connection"),
+    *MAP_ATTENTION_RULES,
 ]
 
 UNET_RULES: Rules = [
