@@ -311,5 +311,12 @@ RECIPES: dict[str, Recipe] = {
     "controlvar": Recipe(
         "nextscale.tasks.generation.controlvar_recipe:ControlVARRecipe", "control pictures and images together"
     ),
+    "sar3d-vqvae": Recipe(
+        "nextscale.tasks.shapes.sar3d_recipe:TriplaneRecipe", "views of objects <-> pyramids of three planes, for SAR3D"
+    ),
+    "sar3d-mesh": Recipe(
+        "nextscale.tasks.shapes.sar3d_recipe:MeshRecipe", "head that makes meshes of a trained sar3d-vqvae's planes"
+    ),
+    "sar3d": Recipe("nextscale.tasks.shapes.sar3d_recipe:SAR3DRecipe", "3D shapes of pictures or texts, over planes"),
 }
 """What ``nextscale train`` trains, by name."""
