@@ -30,6 +30,13 @@ def add_arguments(parser: Any) -> None:
     group.add_argument(
         "--share", type=bool, default=True, help="all guidance branches use the attention of the first, in late scales"
     )
+    group.add_argument(
+        "--tile",
+        type=int | None,
+        default=None,
+        help="neighbouring queries that share their keys: fewer lose less, more are multiplied faster; half a row of a "
+        "map, unless given",
+    )
     group = parser.add_argument_group("precision")
     group.add_argument(
         "--weight-bits",
@@ -68,6 +75,7 @@ def run(arguments: Any) -> None:
         saving=arguments.saving,
         threshold=arguments.threshold,
         share=arguments.share,
+        tile=arguments.tile,
         weight_bits=arguments.weight_bits,
         keep=tuple(arguments.keep),
         tolerance=arguments.tolerance,

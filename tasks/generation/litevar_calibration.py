@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class Calibration:
         saving: share of the attention's multiplications to be saved, sharing included.
         threshold: of the rule ``mass``.
         share: let guidance branches share the first one's attention, from the first scale of 16 tokens on.
+        tile: neighbouring queries that share their keys. Fewer keep more attention for the same work, more make
+            larger matrix products; None: half a row of each map.
         weight_bits: of the packed layers: 8, 4 where the weights bear it (``tolerance``), or 16 for none.
         keep: layers whose name contains one of these keep 16 bits.
         tolerance: largest Kullback-Leibler divergence, in nats per token, between what is drawn from before and after
@@ -62,6 +65,7 @@ class Calibration:
     saving: float = 0.75
     threshold: float = 0.95
     share: bool = True
+    tile: int | None = None
     weight_bits: int = 8
     keep: tuple[str, ...] = ALWAYS_KEPT
     tolerance: float = 0.01
@@ -75,6 +79,8 @@ class Calibration:
             raise ValueError(f"the rule for windows is {self.rule!r}, expected work, mass or none")
         if self.weight_bits not in (4, 8, 16):
             raise ValueError(f"weights of {self.weight_bits} bits were asked for, expected 4, 8 or 16")
+        if self.tile is not None and self.tile < 1:
+            raise ValueError(f"tiles of {self.tile} queries were asked for; expected 1 or more")
         if not 0 <= self.saving < 1:
             raise ValueError(f"{self.saving} of the work was to be saved; expected at least 0 and below 1")
 
@@ -107,7 +113,8 @@ def calibrate(
             progress(done, parts)
 
     published = settings.rule == "mass"
-    recorder = Recorder(schedule, _bands if published else _tiles, share_from, PUBLISHED_FLOOR if published else 0.0)
+    parts_of = _bands if published else partial(_tiles, tile=settings.tile)
+    recorder = Recorder(schedule, parts_of, share_from, PUBLISHED_FLOOR if published else 0.0)
     for start in batches:
         number = min(settings.batch_size, settings.images - start)
         run = draw_recorded(model, number, settings.seed + start, recorder)
@@ -122,7 +129,7 @@ def calibrate(
     elif settings.rule == "work" and late:
         branches, early = (1, 0.0) if share_from is None else (run.branches, early_share(schedule, share_from))
         attention = {index: recorder.average(index)[0] for index in late}
-        keys = best_keys(attention, schedule, scores_left(settings.saving, branches, early))
+        keys = best_keys(attention, schedule, scores_left(settings.saving, branches, early), settings.tile)
         measured["attention_kept"] = kept_attention(attention, keys, schedule)
     found = {}
     for name in layers:
@@ -141,14 +148,15 @@ def calibrate(
         share_from=share_from,
         fingerprint=fingerprint(model),
         measured=measured,
+        tile=settings.tile,
     )
     plan = LitePlan(config, widths, keys)
     measured["attention_saved"] = attention_saved(plan, run.branches)
     return plan
 
 
-def _tiles(attention: Tensor, schedule: ScaleSchedule, index: int) -> list[Tensor]:
-    return [tile_attention(attention, schedule, index)] if index in late_scales(schedule) else []
+def _tiles(attention: Tensor, schedule: ScaleSchedule, index: int, tile: int | None) -> list[Tensor]:
+    return [tile_attention(attention, schedule, index, tile)] if index in late_scales(schedule) else []
 
 
 def _bands(attention: Tensor, schedule: ScaleSchedule, index: int) -> list[Tensor]:

@@ -35,6 +35,7 @@ class LiteConfig:
         form: what keys outside of a window are.
         fingerprint: of the model that was calibrated; None: the plan is for any.
         measured: what calibration found.
+        tile: neighbouring queries that share their keys; None: half a row of each map.
         attention: False: attention and cache stay the model's own, whatever is said of them above.
     """
 
@@ -46,6 +47,7 @@ class LiteConfig:
     form: Form = "absent"
     fingerprint: str | None = None
     measured: dict[str, Any] = field(default_factory=dict)
+    tile: int | None = None
     attention: bool = True
 
     def __post_init__(self) -> None:
@@ -101,7 +103,10 @@ class LitePlan:
         for name, bits in state.items():
             if name.startswith("keys."):
                 index = int(name.removeprefix("keys."))
-                stop, tiles = schedule.ranges[index][1], -(-schedule.lengths[index] // tile_size(schedule, index))
+                stop, tiles = (
+                    schedule.ranges[index][1],
+                    -(-schedule.lengths[index] // tile_size(schedule, index, config.tile)),
+                )
                 if bits.shape[2:] != (tiles, -(-stop // 8)) or bits.dtype != torch.uint8:
                     raise CheckpointError(f"{folder}: {name} of shape {tuple(bits.shape)} does not fit '{schedule}'")
                 keys[index] = torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=stop)).bool()
@@ -121,7 +126,7 @@ class LitePlan:
 
     def _window(self, block: int, index: int) -> Window | None:
         schedule, exact = self.config.schedule, self.config.form != "absent"
-        queries, tile = schedule.lengths[index], tile_size(schedule, index)
+        queries, tile = schedule.lengths[index], tile_size(schedule, index, self.config.tile)
         if self.keys is not None:
             if index not in self.keys:
                 return None

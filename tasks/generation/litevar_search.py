@@ -36,16 +36,16 @@ TileKeys = dict[int, Bool[Tensor, "blocks heads tiles keys"]]
 
 
 def tile_attention(
-    attention: Float[Tensor, "heads queries keys"], schedule: ScaleSchedule, index: int
+    attention: Float[Tensor, "heads queries keys"], schedule: ScaleSchedule, index: int, tile: int | None = None
 ) -> Float[Tensor, "heads tiles keys"]:
-    """The average over the queries of each tile."""
-    tile = tile_size(schedule, index)
+    """The average over the queries of each tile; ``tile`` as for :func:`tile_size`."""
+    tile = tile_size(schedule, index, tile)
     sums = in_tiles(attention, tile).sum(2)
     members = in_tiles(attention.new_ones(1, attention.shape[1], 1), tile).sum(2)
     return sums / members
 
 
-def best_keys(attention: TileAttention, schedule: ScaleSchedule, share: float) -> TileKeys:
+def best_keys(attention: TileAttention, schedule: ScaleSchedule, share: float, tile: int | None = None) -> TileKeys:
     """The keys that get most attention, when only so much of the scores may be computed.
 
     One level of attention divides what is kept from what is not, in all blocks, heads and scales: no key is left out
@@ -53,12 +53,13 @@ def best_keys(attention: TileAttention, schedule: ScaleSchedule, share: float) -
 
     Args:
         share: of the scores of all keys, those of the small scales included.
+        tile: as for :func:`tile_size`.
 
     Raises:
         ValueError: the small scales alone, and one key for each tile, compute more than that.
     """
     flat = torch.cat([part.flatten() for part in attention.values()])
-    costs = torch.cat([torch.full((part.numel(),), tile_size(schedule, i)) for i, part in attention.items()])
+    costs = torch.cat([torch.full((part.numel(),), tile_size(schedule, i, tile)) for i, part in attention.items()])
     order = flat.argsort(descending=True, stable=True)
     spent = costs[order].cumsum(0)
     blocks, heads = next(iter(attention.values())).shape[:2]
@@ -70,7 +71,7 @@ def best_keys(attention: TileAttention, schedule: ScaleSchedule, share: float) -
         count = int(torch.searchsorted(spent, int(aim), right=True))
         least = float(flat[order[count - 1]]) if count else float("inf")
         keys = {index: _kept(part, least) for index, part in attention.items()}
-        done = sum(windowed_scores(schedule, index, part) for index, part in keys.items())
+        done = sum(windowed_scores(schedule, index, part, tile) for index, part in keys.items())
         if done <= budget:
             return keys
         aim *= min(budget / done, 0.995)
@@ -89,10 +90,12 @@ def _kept(attention: Tensor, least: float) -> Tensor:
     return (attention >= least) | (attention == attention.amax(-1, keepdim=True))
 
 
-def windowed_scores(schedule: ScaleSchedule, index: int, keys: Bool[Tensor, "blocks heads tiles keys"]) -> int:
+def windowed_scores(
+    schedule: ScaleSchedule, index: int, keys: Bool[Tensor, "blocks heads tiles keys"], tile: int | None = None
+) -> int:
     """Scores that are computed of one scale, over all blocks and heads."""
-    queries, tile = schedule.lengths[index], tile_size(schedule, index)
-    return sum(Window.from_tiles(block, queries, tile).scores for block in keys)
+    queries, size = schedule.lengths[index], tile_size(schedule, index, tile)
+    return sum(Window.from_tiles(block, queries, size).scores for block in keys)
 
 
 def kept_attention(attention: TileAttention, keys: Mapping[int, Tensor], schedule: ScaleSchedule) -> float:

@@ -26,15 +26,21 @@ ALL, NONE = 32767, 0
 """Widths that keep every key of a scale, and none of them."""
 
 TILE = (4, 16)
-"""Neighbouring queries that share their keys, at least and at most; between, half a row of the map."""
+"""Neighbouring queries that share their keys, at least and at most, where no number is given; between, half a row of the
+map."""
 
 GROUPS = 4
 """Matrix products that one scale's tiles are gathered into, at most: each is as wide as its widest tile."""
 
 
-def tile_size(schedule: ScaleSchedule, index: int) -> int:
-    """Queries of a tile of one scale."""
-    return min(max(-(-schedule[index].width // 2), TILE[0]), TILE[1], schedule.lengths[index])
+def tile_size(schedule: ScaleSchedule, index: int, tile: int | None = None) -> int:
+    """Queries of a tile of one scale.
+
+    Args:
+        tile: as many as are asked for; None: half a row.
+    """
+    half_row = min(max(-(-schedule[index].width // 2), TILE[0]), TILE[1])
+    return min(half_row if tile is None else tile, schedule.lengths[index])
 
 
 @lru_cache(maxsize=256)

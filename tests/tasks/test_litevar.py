@@ -269,6 +269,20 @@ def test_windows_for_less_work_keep_less(model: VAR) -> None:
         published_windows(bands, SCHEDULE, 2)
 
 
+def test_smaller_tiles_keep_more_for_the_same_work(model: VAR, tmp_path: Path) -> None:
+    plans = [calibrate(model, Calibration(images=4, saving=0.6, share=False, tile=tile)) for tile in (8, 1)]
+    kept = [plan.config.measured["attention_kept"] for plan in plans]
+    assert kept[1] > kept[0]
+    assert all(0.6 <= plan.config.measured["attention_saved"] < 0.66 for plan in plans)
+    again = LitePlan.load(plans[1].save(tmp_path / "plan"))
+    assert again.config.tile == 1 and again.keys is not None and plans[1].keys is not None
+    assert torch.equal(again.keys[3], plans[1].keys[3]) and again.keys[3].shape[2] == 36
+    before = model.generate([1], 1)
+    assert compress(model, again).generate([1], 1).shape == before.shape
+    with pytest.raises(ValueError, match="tiles of 0 queries"):
+        Calibration(tile=0)
+
+
 def test_calibration_by_the_published_rule_and_without_windows(model: VAR, tiny: SimpleNamespace) -> None:
     plan = calibrate(model, Calibration(images=2, rule="mass", share=False, weight_bits=16))
     assert plan.widths is not None and plan.config.share_from is None and set(plan.config.precision.values()) == {16}
