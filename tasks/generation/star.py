@@ -52,7 +52,6 @@ class STAR(TextToImage):
     config: STARConfig
     tokenizer: ResidualVQ
     no_decay = ("level_projection", "shared_modulation")  # of the weights, beside those of every transformer
-    empty_prompt = ""
 
     def __init__(self, config: STARConfig, tokenizer: ResidualVQ) -> None:
         super().__init__(config.text)
@@ -261,7 +260,7 @@ class STAR(TextToImage):
     ) -> TextNetwork:
         """The model with texts it is to draw: what depends on them alone is computed once."""
         if guided and other is None:
-            other = self.features(self.empty_prompt).select([0] * len(text))
+            other = self.features("").select([0] * len(text))
         return TextNetwork(self, text, other if guided else None, fitting(self.config, schedule), share_first)
 
     def emitter(
@@ -346,6 +345,10 @@ class STAR(TextToImage):
         """As of every text-to-image generator; with ``official_draws`` the first image also reads for its batch."""
         official = {"share_first": True} if given.get("official_draws") else {}
         return super().draw(prompt, n, seed, **official | given)
+
+    def no_prompt(self, *, guidance: float | Sequence[float] | None = None, **_: Any) -> str | None:
+        strength = self.config.guidance if guidance is None else guidance
+        return "" if (any(strength) if isinstance(strength, Sequence) else strength) else None
 
     def draws(self, seeds: Sequence[int], official: bool = False) -> Draws:
         return ReleasedDraws(seeds[0], self.device) if official else ImageDraws(seeds)

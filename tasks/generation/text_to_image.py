@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -55,10 +55,7 @@ class TextToImage(nn.Module):
         schedule_of: the scales to draw, of the system's options of sampling.
         painter: the network with the texts it is to draw: of their features, the features of what to stay away from
             (for each text; None: no text), and the system's options of sampling.
-        empty_prompt: what stands for no text, in systems that learn nothing else for it.
     """
-
-    empty_prompt: ClassVar[str | None] = None
 
     config: Any
     tokenizer: Any
@@ -135,6 +132,10 @@ class TextToImage(nn.Module):
             )
         return found
 
+    def no_prompt(self, **given: Any) -> str | None:
+        """The prompt that stands for no text, in systems that learn nothing else for it; options as :meth:`draw`'s."""
+        return None
+
     # --- drawing -----------------------------------------------------------------------------------------
 
     def generate(
@@ -194,7 +195,7 @@ class TextToImage(nn.Module):
         n = count if n is None else n
         seeds = image_seeds(seed, n)
         wanted = self.features(prompt)
-        negative_prompt = self.empty_prompt if negative_prompt is None else negative_prompt
+        negative_prompt = self.no_prompt(**given) if negative_prompt is None else negative_prompt
         others = None if negative_prompt is None else self.features(negative_prompt)
         if others is not None and len(others) not in (1, count):
             raise ValueError(
