@@ -39,7 +39,7 @@ def add_arguments(parser: Any) -> None:
     group = parser.add_argument_group("of models that know several")
     group.add_argument("--ratio", type=str | None, default=None, help="width:height, such as 16:9")
     group.add_argument("--size", type=str | None, default=None, help="256, 512, 768 or 1024")
-    add_drawing(parser, guidance=None, top_p=0.97)
+    add_drawing(parser, guidance=None, top_p=None)
     add_loading(parser)
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: Any) -> None:
     )
     add_prompts(parser)
     add_schedule(parser)
-    add_drawing(parser, guidance=None, top_p=0.96)
+    add_drawing(parser, guidance=None, top_p=None)
     parser.add_argument(
         "--guidance-bound",
         type=float | None,
@@ -67,7 +67,7 @@ def run(arguments: Any) -> None:
     if arguments.num is not None and arguments.num < 1:
         raise ValueError(f"--num is {arguments.num}; expected 1 or more")
     import nextscale
-    from nextscale.cli.parsing import loading_options, needed
+    from nextscale.cli.parsing import loading_options, needed, with_filters
     from nextscale.cli.prompts import check_no_prompts, run_prompts
 
     model = nextscale.load(arguments.model, **loading_options(arguments))
@@ -77,6 +77,7 @@ def run(arguments: Any) -> None:
         run_prompts(model, arguments, options)
         return
     check_no_prompts(arguments, model)
+    options = with_filters(options)
     if options["guidance"] is None:
         options["guidance"] = model.config.guidance
     options["official_draws"] = arguments.official_draws

@@ -113,10 +113,13 @@ PER_SCALE = ("guidance", "top_k", "top_p", "temperature")
 """Options of sampling that may be given once for all scales or once for each."""
 
 
-def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float) -> None:
+def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float | None) -> None:
     """Options of sampling; the defaults are the published ones of the command's use.
 
     Those of :data:`PER_SCALE` take one number, or one per scale.
+
+    Args:
+        top_p: None: neither filter has a default, as models differ; see :func:`with_filters`.
     """
     group = parser.add_argument_group("drawing")
     group.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i, alone or in any batch")
@@ -129,15 +132,20 @@ def add_drawing(parser: ArgumentParser, *, guidance: float | None, top_p: float)
         + ("" if guidance else "; unless given, the model's own"),
     )
     several = "; one number, or one per scale"
+    own = "; unless given, the model's own" if top_p is None else ""
     group.add_argument(
-        "--top-k", type=int, nargs="+", default=[900], help=f"draw among so many likeliest codes; 0: all{several}"
+        "--top-k",
+        type=int,
+        nargs="+",
+        default=None if top_p is None else [900],
+        help=f"draw among so many likeliest codes; 0: all{several}{own}",
     )
     group.add_argument(
         "--top-p",
         type=float,
         nargs="+",
-        default=[top_p],
-        help=f"draw among codes of this total probability; 0: all{several}",
+        default=None if top_p is None else [top_p],
+        help=f"draw among codes of this total probability; 0: all{several}{own}",
     )
     group.add_argument(
         "--temperature",
@@ -210,7 +218,7 @@ def drawing_options(arguments: Any) -> dict[str, Any]:
         ValueError: a number is out of range.
     """
     for name, low, high in (("top_k", 0, None), ("top_p", 0, 1), ("batch_size", 1, None), ("seed", 0, None)):
-        for value in arguments[name] if name in PER_SCALE else [arguments[name]]:
+        for value in arguments[name] or () if name in PER_SCALE else [arguments[name]]:
             if value < low or (high is not None and value > high):
                 limits = f"{low} to {high}" if high is not None else f"{low} or more"
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {limits}")
@@ -219,6 +227,11 @@ def drawing_options(arguments: Any) -> dict[str, Any]:
     options = {name: arguments[name] for name in (*PER_SCALE, "smooth", "batch_size")}
     single = {name: options[name][0] for name in PER_SCALE if options[name] is not None and len(options[name]) == 1}
     return {**options, "temperature": options["temperature"] or 1.0} | single
+
+
+def with_filters(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of sampling with the filters of VAR's official figures where none were given."""
+    return options | {name: value for name, value in (("top_k", 900), ("top_p", 0.96)) if options[name] is None}
 
 
 def parse_classes(words: Sequence[str] | None, no_class: int) -> list[int | str | None] | None:
