@@ -33,7 +33,7 @@ from nextscale.tasks.generation.flowar_layout import (
     from_layout,
     to_layout,
 )
-from nextscale.tasks.generation.flowar_transformer import NORM_EPS, FlowARBlock, rotation_of
+from nextscale.tasks.generation.flowar_transformer import FlowARBlock, RootMeanSquareNorm, rotation_of
 from nextscale.tasks.tokenizers.kl_autoencoder import KLAutoencoder, KLConfig
 
 SYSTEM = "flowar"
@@ -67,12 +67,12 @@ class FlowAR(ClassConditional):
         self.encoder_places = nn.Parameter(torch.zeros(1, length, width))
         self.decoder_places = nn.Parameter(torch.zeros(1, length, width))
         self.flow_places = nn.Parameter(torch.zeros(1, length, width))
-        self.input_norm = nn.RMSNorm(width, NORM_EPS)
+        self.input_norm = RootMeanSquareNorm(width)
         self.encoder = NextScaleTransformer(config.encoder, block=FlowARBlock)
-        self.encoder_norm = nn.RMSNorm(width, NORM_EPS)
+        self.encoder_norm = RootMeanSquareNorm(width)
         self.between = nn.Linear(width, width)
         self.decoder = NextScaleTransformer(config.decoder, block=FlowARBlock)
-        self.decoder_norm = nn.RMSNorm(width, NORM_EPS)
+        self.decoder_norm = RootMeanSquareNorm(width)
         self.flow = FlowNetwork(config.flow, config.channels, width)
 
     @property
@@ -206,6 +206,10 @@ class FlowAR(ClassConditional):
         """The conditional pass and, where guidance does something, the unconditional one."""
         both = classifier_free(labels, torch.full_like(labels, self.config.classes), strength, self.config.schedule)
         return both if max(both[0].weights) > 1 else both[:1]
+
+    def picture(self, total: Tensor) -> Float[Tensor, "batch 3 height width"]:
+        """The images, in [0, 1], of any scale's latents, on the finest grid."""
+        return super().picture(self.tokenizer.quantizer.enlarged(total, self.config.schedule))
 
     # --- files -------------------------------------------------------------------------------------------
 

@@ -25,10 +25,10 @@ from nextscale.core.sampling import Emission, ScaleContext
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import Modulation
 from nextscale.tasks.generation.flowar_transformer import (
-    NORM_EPS,
     FlowARBlock,
     FlowARBlocksConfig,
     GatedFeedForward,
+    RootMeanSquareNorm,
     RotaryAttention,
     gated_ratio,
     rotation_of,
@@ -122,14 +122,14 @@ class CrossFlowBlock(nn.Module):
         self.scale = config.head_size**-0.5
         self.attention = RotaryAttention(config)
         self.time_modulation = Modulation(width, width, 3)
-        self.cross_norm = nn.RMSNorm(width, NORM_EPS)
-        self.memory_norm = nn.RMSNorm(condition_width, NORM_EPS)
+        self.cross_norm = RootMeanSquareNorm(width)
+        self.memory_norm = RootMeanSquareNorm(condition_width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(condition_width, 2 * width, bias=False)
         self.projection = nn.Linear(width, width)
         self.token_modulation = nn.Linear(width, 3 * width)
         self.feed_forward = GatedFeedForward(width, round(width * config.mlp_ratio))
-        self.norm = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
+        self.norm = RootMeanSquareNorm(width, weighted=False)
 
     def remember(self, conditioning: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys and values: depend on the conditioning alone, so once per scale serves all steps."""
@@ -160,7 +160,7 @@ class FlowNetwork(nn.Module):
         self.input_projection = nn.Linear(channels, width)
         kind = CrossFlowBlock if config.cross else PlainFlowBlock
         self.blocks = nn.ModuleList(kind(config.blocks, condition_width) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(width, NORM_EPS, elementwise_affine=False)
+        self.norm = RootMeanSquareNorm(width, weighted=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.output_projection = nn.Linear(width, channels)
 

@@ -55,6 +55,18 @@ class FlowARBlocksConfig(TransformerConfig):
             raise ValueError(f"heads have {self.head_size} channels; rotary positions need a multiple of 4")
 
 
+class RootMeanSquareNorm(nn.Module):
+    """x / sqrt(mean x^2 + 1e-6) in float32, given back in the precision it came in, times a weight per channel."""
+
+    def __init__(self, width: int, weighted: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if weighted else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+        return normed if self.weight is None else normed * self.weight
+
+
 class RotaryAttention(SelfAttention):
     """:class:`nextscale.core.transformer.SelfAttention` with biases on all of queries, keys and values, or on none."""
 
@@ -109,7 +121,7 @@ class FlowARBlock(Block):
         super().__init__(config, condition_width, drop_probability)
         self.attention = RotaryAttention(config)
         self.feed_forward = GatedFeedForward(config.width, round(config.width * config.mlp_ratio), config.dropout)
-        self.norm = cast(nn.LayerNorm, nn.RMSNorm(config.width, NORM_EPS, elementwise_affine=False))
+        self.norm = cast("nn.LayerNorm", RootMeanSquareNorm(config.width, weighted=False))
 
 
 @lru_cache(maxsize=16)

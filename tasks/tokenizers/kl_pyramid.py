@@ -38,10 +38,12 @@ class LatentPyramid(nn.Module):
     def next_input(
         self, total: Float[Tensor, "batch channels height width"], schedule: ScaleSchedule, index: int
     ) -> Float[Tensor, "batch tokens channels"]:
-        """What enters the transformer at scale ``index``: the map before it, enlarged bicubically to the finest grid
-        and averaged to its own."""
-        whole = F.interpolate(total, size=schedule.final.grid, mode="bicubic")
-        return F.interpolate(whole, size=schedule[index].grid, mode="area").flatten(2).mT
+        """What enters the transformer at scale ``index``: the map before it, enlarged, then averaged to its grid."""
+        return F.interpolate(self.enlarged(total, schedule), size=schedule[index].grid, mode="area").flatten(2).mT
+
+    def enlarged(self, total: Tensor, schedule: ScaleSchedule) -> Float[Tensor, "batch channels height width"]:
+        """A scale's map on the finest grid, bicubically."""
+        return F.interpolate(total, size=schedule.final.grid, mode="bicubic")
 
     # --- whole pyramids ----------------------------------------------------------------------------------
 
@@ -67,7 +69,11 @@ class LatentPyramid(nn.Module):
         return [each.flatten(2).mT for each in maps], maps
 
     def decode(self, latents: Float[Tensor, "batch length channels"], schedule: ScaleSchedule) -> list[Tensor]:
-        """The maps of all scales, (batch, channels, height, width) each at its own size."""
+        """The maps of all scales, (batch, channels, height, width) each on the finest grid."""
+        return [self.enlarged(each, schedule) for each in self.maps(latents, schedule)]
+
+    def maps(self, latents: Float[Tensor, "batch length channels"], schedule: ScaleSchedule) -> list[Tensor]:
+        """The same at their own sizes."""
         parts = zip(schedule.split(latents), schedule.scales, strict=True)
         return [part.float().mT.unflatten(-1, scale.grid) for part, scale in parts]
 
@@ -79,6 +85,6 @@ class LatentPyramid(nn.Module):
         Args:
             latents: of all scales.
         """
-        maps = self.decode(latents, schedule)[:-1]
+        maps = self.maps(latents, schedule)[:-1]
         inputs = [self.next_input(each, schedule, index + 1) for index, each in enumerate(maps)]
         return torch.cat([latents.new_zeros(len(latents), 0, self.channels), *inputs], dim=1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.core.autoencoder import AutoencoderConfig, lay_out_channels_last
@@ -107,7 +106,6 @@ class AutoencoderRecipe:
             totals = tokenizer.quantizer.decode(tokenizer.encode(images), schedule)
             stages = sorted({0, len(schedule) // 2, len(schedule) - 1})
             pictures = [(tokenizer.decode_features(totals[stage]).cpu() + 1) / 2 for stage in stages]
-            pictures = [F.interpolate(part, size=images.shape[-2:]) for part in pictures]
         rows = [("images", list((images.cpu() + 1) / 2))]
         return Examples(
             rows + [(f"{stage + 1} scales", list(part)) for stage, part in zip(stages, pictures, strict=True)]
