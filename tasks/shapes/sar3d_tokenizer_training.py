@@ -79,6 +79,7 @@ class TriplaneLossConfig:
         quantizer: of the codebook and commitment terms.
         adversarial: of the hinge term of a patch discriminator for the tokenizer, in units of the discriminator's own
             weight, which is the same number; 0: no discriminator.
+        pictures: of each object that are looked at in a step, drawn anew; None: all.
         patch: side in pixels of the window that is rendered of each picture.
         foreground: share of windows that touch the object.
     """
@@ -96,6 +97,7 @@ class TriplaneLossConfig:
     adversarial_start: int = 0
     discriminator_channels: int = 64
     discriminator_levels: int = 3
+    pictures: int | None = None
     patch: int = 130
     foreground: float = 0.875
 
@@ -167,6 +169,15 @@ class Window:
     def pictures(self, values: Float[Tensor, "objects rays channels"]) -> Float[Tensor, "n channels side side"]:
         """What rays saw, as pictures."""
         return values.reshape(-1, self.side, self.side, values.shape[-1]).permute(0, 3, 1, 2)
+
+
+def some_pictures(batch: Batch, count: int | None) -> Batch:
+    """A batch with so many pictures of every object, drawn at random; None: all."""
+    total = batch["colours"].shape[1]
+    if count is None or count >= total:
+        return batch
+    chosen = torch.randperm(total)[:count].to(batch["colours"].device)
+    return {**batch, **{name: batch[name][:, chosen] for name in ("colours", "depth", "alpha", "cameras")}}
 
 
 def cut_window(batch: Batch, patch: int, foreground: float) -> Window:
@@ -242,7 +253,7 @@ class TriplaneTraining(TrainingTask):
         planes, quantized = module(views_of(batch, self.tokenizer).flatten(0, 1))
         if self.tokenizer.training:
             self.usage.record(quantized.tokens)
-        window = cut_window(batch, self.config.patch, self.config.foreground)
+        window = cut_window(some_pictures(batch, self.config.pictures), self.config.patch, self.config.foreground)
         with torch.autocast(planes.device.type, enabled=False):
             noise = Noise.drawn(self.tokenizer.config.render, window.directions.shape[:2], planes.device)
             seen = self.tokenizer.see(planes.float(), window.origins, window.directions, noise)
