@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from nextscale.core.bitwise import BitwiseEmitter
-from nextscale.core.checkpoint import CheckpointError, assign, find_state_dict, save_folder, weightless
-from nextscale.core.config import from_json, to_json
+from nextscale.core.checkpoint import CheckpointError, assign, find_state_dict, weightless
 from nextscale.core.cross_attention import Packed
 from nextscale.core.heads import CategoricalHead
 from nextscale.core.random import Draws
@@ -36,7 +34,7 @@ from nextscale.tasks.generation.infinity_transformer import (
 from nextscale.tasks.generation.text import TextFeatures
 from nextscale.tasks.generation.text_to_image import Painter, TextToImage
 from nextscale.tasks.tokenizers.bitwise_schedules import parse_ratio, reference_grid, schedule_of, size_of
-from nextscale.tasks.tokenizers.bitwise_vq import BitwiseVQ, BitwiseVQConfig
+from nextscale.tasks.tokenizers.bitwise_vq import BitwiseVQ
 
 SYSTEM = "infinity"
 
@@ -47,6 +45,7 @@ class Infinity(TextToImage):
     The tokenizer is frozen: it takes no gradient and stays in evaluation form.
     """
 
+    system, config_class, tokenizer_class = SYSTEM, InfinityConfig, BitwiseVQ
     config: InfinityConfig
     tokenizer: BitwiseVQ
     no_decay = ("null_text", "pool.query")  # of the weights, beside those of every transformer
@@ -279,22 +278,6 @@ class Infinity(TextToImage):
         return paint
 
     # --- files -------------------------------------------------------------------------------------------
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``model.safetensors``, tokenizer included, and ``config.json``; a small text encoder goes along."""
-        own = replace(self.config, text=self.save_encoder(folder))
-        config = {"transformer": to_json(own), "tokenizer": to_json(self.tokenizer.config)}
-        return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": config})
-
-    @classmethod
-    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Self:
-        """From the content of a folder written by :meth:`save`."""
-        parts = config["config"]
-        with weightless():
-            tokenizer = BitwiseVQ(from_json(BitwiseVQConfig, parts["tokenizer"]))
-            model = cls(from_json(InfinityConfig, parts["transformer"]), tokenizer)
-        assign(model, state, "the saved Infinity")
-        return model.eval()
 
     def to_official(self) -> dict[str, Tensor]:
         """The transformer's official state dict."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
-from nextscale.tasks.data import Load, tokenizer_of
+from nextscale.tasks.data import Load
 from nextscale.tasks.generation.infinity import Infinity
 from nextscale.tasks.generation.infinity_config import PRESETS, InfinityConfig, hidden_width
 from nextscale.tasks.generation.infinity_training import InfinityLossConfig, InfinityTraining, initialize
@@ -66,16 +66,8 @@ class InfinityRecipe(TextRecipe):
         Raises:
             ValueError: the tokenizer is no bitwise one, or its scales are not of the images' size.
         """
-        tokenizer = tokenizer_of(load(self.tokenizer))
-        if not isinstance(tokenizer, BitwiseVQ):
-            raise ValueError(f"{self.tokenizer} is a {type(tokenizer).__name__}; Infinity needs a bitwise tokenizer")
-        schedule = ScaleSchedule.parse(self.scales) if self.scales else tokenizer.config.schedule
-        if tokenizer.image_size(schedule) != (self.data.size, self.data.size):
-            raise ValueError(
-                f"the scales '{schedule}' with stride {tokenizer.stride} stand for images of "
-                f"{tokenizer.image_size(schedule)[0]} pixels, data.size is {self.data.size}"
-            )
-        tokenizer.config = replace(tokenizer.config, schedule=schedule)
+        tokenizer: BitwiseVQ = self.open_tokenizer(load, BitwiseVQ, self.scales)
+        schedule = tokenizer.config.schedule
         if self.init is not None:
             model: Infinity = load(self.init, tokenizer)
             model.config = replace(

@@ -7,16 +7,13 @@ and weights Davinci-XLab/STAR-T2I.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import assign, find_state_dict, save_folder, weightless
-from nextscale.core.config import from_json, to_json
+from nextscale.core.checkpoint import assign, find_state_dict, weightless
 from nextscale.core.cross_attention import Packed
 from nextscale.core.random import Draws, ImageDraws
 from nextscale.core.rotary import Rotation
@@ -28,19 +25,17 @@ from nextscale.tasks.generation.star_layout import (
     NESTED,
     RECOGNISED_BY,
     config_from_official,
-    is_official,
     official_state,
     own_state,
 )
+from nextscale.tasks.generation.star_layout import is_official as is_official
 from nextscale.tasks.generation.star_sampling import ReleasedDraws, STAREmitter, TextNetwork
 from nextscale.tasks.generation.star_transformer import STARTransformer, kept_segments, rotation_of
 from nextscale.tasks.generation.text import TextFeatures
 from nextscale.tasks.generation.text_to_image import DrawnText, Painter, Prompt, TextToImage
-from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 SYSTEM = "star"
-
-__all__ = ["STAR", "SYSTEM", "is_official"]
 
 
 class STAR(TextToImage):
@@ -49,6 +44,7 @@ class STAR(TextToImage):
     The tokenizer is frozen: it takes no gradient and stays in evaluation form.
     """
 
+    system, config_class, tokenizer_class = SYSTEM, STARConfig, ResidualVQ
     config: STARConfig
     tokenizer: ResidualVQ
     no_decay = ("level_projection", "shared_modulation")  # of the weights, beside those of every transformer
@@ -85,19 +81,6 @@ class STAR(TextToImage):
         return self.word_embedding.weight.dtype
 
     # --- the network -------------------------------------------------------------------------------------
-
-    def pooled(self, text: TextFeatures) -> Float[Tensor, "texts width"]:
-        """The vector of each text.
-
-        Raises:
-            ValueError: the encoder gives none.
-        """
-        if text.pooled is None:
-            raise ValueError(
-                f"the text encoder {self.text_encoder.source} gives no vector of a whole text, which a STAR begins "
-                "with: take a CLIP text model"
-            )
-        return text.pooled
 
     def embed(
         self,
@@ -161,7 +144,7 @@ class STAR(TextToImage):
         schedule = fitting(self.config, schedule)
         text = text.to(self.device, self.dtype)
         with torch.autocast(inputs.device.type, enabled=False):
-            start = self.text_embedding(self.pooled(text))
+            start = self.text_embedding(text.vectors())
             x = self.embed(start, inputs, schedule, 0, schedule.length)
             modulations, levels = self.modulations(schedule), schedule.levels(self.device)
         rotation, segments = self.rotation(schedule), schedule.segments
@@ -201,7 +184,7 @@ class STAR(TextToImage):
         with torch.no_grad():
             features = self.hidden(inputs, text, schedule)[:, schedule.ranges[first][0] :]
         with torch.autocast(inputs.device.type, enabled=False):
-            start = self.stable.read(self.pooled(text.to(self.device, self.dtype)))
+            start = self.stable.read(text.to(self.device, self.dtype).vectors())
         return self.stable(start, features, known, schedule, first, len(schedule) - 1, self.rotation(schedule))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Any]]:
@@ -290,16 +273,15 @@ class STAR(TextToImage):
         Raises:
             ValueError: another size or ratio is asked for.
         """
-        own = self.config.schedule
         if schedule is not None:
             return fitting(self.config, ScaleSchedule.parse(schedule))
-        height, width = self.tokenizer.image_size(own)
+        height, width = self.tokenizer.image_size(self.config.schedule)
         if str(ratio or "1:1") not in ("1:1", "1", "1.0") or str(size or height) != str(height):
             raise ValueError(
                 f"this STAR draws {height} x {width} pixels, not ratio {ratio or '1:1'} and size {size or height}; "
                 "another list of scales can be tried with scales"
             )
-        return own
+        return self.config.schedule
 
     def painter(
         self,
@@ -354,22 +336,6 @@ class STAR(TextToImage):
         return ReleasedDraws(seeds[0], self.device) if official else ImageDraws(seeds)
 
     # --- files -------------------------------------------------------------------------------------------
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``model.safetensors``, tokenizer included, and ``config.json``; a small text encoder goes along."""
-        own = replace(self.config, text=self.save_encoder(folder))
-        config = {"transformer": to_json(own), "tokenizer": to_json(self.tokenizer.config)}
-        return save_folder(folder, self.state_dict(), {"system": SYSTEM, "config": config})
-
-    @classmethod
-    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Self:
-        """From the content of a folder written by :meth:`save`."""
-        parts = config["config"]
-        with weightless():
-            tokenizer = ResidualVQ(from_json(ResidualVQConfig, parts["tokenizer"]))
-            model = cls(from_json(STARConfig, parts["transformer"]), tokenizer)
-        assign(model, state, "the saved STAR")
-        return model.eval()
 
     def to_official(self) -> dict[str, Tensor]:
         """The transformer's official state dict; loads strictly into the official code."""

@@ -11,7 +11,7 @@ from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
 from nextscale.datasets.captions import CaptionedImages
-from nextscale.tasks.data import Load, tokenizer_of
+from nextscale.tasks.data import Load
 from nextscale.tasks.generation.star import STAR
 from nextscale.tasks.generation.star_config import PRESETS, STARConfig
 from nextscale.tasks.generation.star_training import STARHeadTraining, STARLossConfig, STARTraining, initialize
@@ -94,16 +94,8 @@ class STARRecipe(TextRecipe):
             ValueError: the tokenizer is no residual one, its scales are not of the images' size, or the text encoder
                 has another width than ``init`` reads.
         """
-        tokenizer = tokenizer_of(load(self.tokenizer))
-        if not isinstance(tokenizer, ResidualVQ):
-            raise ValueError(f"{self.tokenizer} is a {type(tokenizer).__name__}; STAR needs a residual tokenizer")
-        schedule = ScaleSchedule.parse(self.scales) if self.scales else tokenizer.config.schedule
-        if tokenizer.image_size(schedule) != (self.data.size, self.data.size):
-            raise ValueError(
-                f"the scales '{schedule}' with stride {tokenizer.stride} stand for images of "
-                f"{tokenizer.image_size(schedule)[0]} pixels, data.size is {self.data.size}"
-            )
-        tokenizer.config = replace(tokenizer.config, schedule=schedule)
+        tokenizer: ResidualVQ = self.open_tokenizer(load, ResidualVQ, self.scales)
+        schedule = tokenizer.config.schedule
         begun = None if self.init is None else load(self.init, tokenizer)
         config = self._config(encoder, tokenizer, schedule, begun)
         model = initialize(STAR(config, tokenizer))

@@ -59,7 +59,7 @@ class TextNetwork:
         every = text if other is None else TextFeatures.join([text, other])
         with torch.inference_mode():
             every = every.to(model.device, model.dtype)
-            pooled = model.pooled(every)
+            pooled = every.vectors()
             self.start_text = model.text_embedding(pooled)
             self.stable_text = None if model.stable is None else model.stable.read(pooled)
             # Texts to stay away from are not read where the first row, or each image's first, reads for all.

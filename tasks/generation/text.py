@@ -71,6 +71,18 @@ class TextFeatures:
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(Packed.join(part.states for part in parts), torch.cat(pooled) if len(pooled) == len(parts) else None)
 
+    def vectors(self) -> Float[Tensor, "texts width"]:
+        """What the encoder makes of whole texts.
+
+        Raises:
+            ValueError: it makes none.
+        """
+        if self.pooled is None:
+            raise ValueError(
+                "the text encoder gives no vector of a whole text, which this model begins with: take a CLIP text model"
+            )
+        return self.pooled
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextFeatures:
         pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
         return TextFeatures(self.states.to(device, dtype), pooled)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from nextscale.core.optim import Schedule
+from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Hooks, Metrics, Trainer, TrainingConfig, TrainingTask
 from nextscale.datasets.captions import CaptionedImages, open_captions
-from nextscale.tasks.data import Examples, ImageData, Load, trainer
+from nextscale.tasks.data import Examples, ImageData, Load, tokenizer_of, trainer
 from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig
 from nextscale.tasks.generation.text_small import make_encoder
 from nextscale.tasks.generation.text_to_image import TextToImage
@@ -108,6 +109,25 @@ class TextRecipe:
     def task(self, model: Any, plan: Schedule) -> TextTraining:
         """How it is trained."""
         raise NotImplementedError
+
+    def open_tokenizer(self, load: Load, kind: type, scales: str | None) -> Any:
+        """The tokenizer, with the scales to train on: those named, or its own.
+
+        Raises:
+            ValueError: it is of another kind, or the scales are not of the images' size.
+        """
+        tokenizer = tokenizer_of(load(self.tokenizer))
+        if not isinstance(tokenizer, kind):
+            raise ValueError(f"{self.tokenizer} is a {type(tokenizer).__name__}, expected a {kind.__name__}")
+        found: Any = tokenizer
+        schedule = ScaleSchedule.parse(scales) if scales else found.config.schedule
+        if found.image_size(schedule) != (self.data.size, self.data.size):
+            raise ValueError(
+                f"the scales '{schedule}' with stride {found.stride} stand for images of "
+                f"{found.image_size(schedule)[0]} pixels, data.size is {self.data.size}"
+            )
+        found.config = replace(found.config, schedule=schedule)
+        return found
 
     # --- the run -----------------------------------------------------------------------------------------
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import write_atomically
+from nextscale.core.checkpoint import assign, save_folder, weightless, write_atomically
+from nextscale.core.config import from_json, to_json
 from nextscale.core.random import BatchDraws, Draws, ImageDraws, image_seeds
 from nextscale.core.sampling import ScaleStep
 from nextscale.core.schedule import ScaleSchedule
@@ -53,10 +54,14 @@ class TextToImage(nn.Module):
         tokenizer: takes no gradient and stays in evaluation form.
         home: the folder it was loaded from, where a text encoder may lie too.
         schedule_of: the scales to draw, of the system's options of sampling.
+        system, config_class, tokenizer_class: what saved folders are marked with, and what their parts are.
         painter: the network with the texts it is to draw: of their features, the features of what to stay away from
             (for each text; None: no text), and the system's options of sampling.
     """
 
+    system: ClassVar[str]
+    config_class: ClassVar[type]
+    tokenizer_class: ClassVar[Any]
     config: Any
     tokenizer: Any
     schedule_of: Callable[..., ScaleSchedule]
@@ -113,6 +118,23 @@ class TextToImage(nn.Module):
             for path in files:
                 write_atomically(target / path.relative_to(source), partial(shutil.copyfile, path))
         return replace(config, name=target.name)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors``, tokenizer included, and ``config.json``; a small text encoder goes along."""
+        own = replace(self.config, text=self.save_encoder(folder))
+        config = {"transformer": to_json(own), "tokenizer": to_json(self.tokenizer.config)}
+        return save_folder(folder, self.state_dict(), {"system": self.system, "config": config})
+
+    @classmethod
+    def from_saved(cls, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Self:
+        """From the content of a folder written by :meth:`save`."""
+        parts, kind = config["config"], cls.tokenizer_class
+        make: Callable[..., Self] = cls
+        with weightless():
+            tokenizer = kind(from_json(kind.config_class, parts["tokenizer"]))
+            model = make(from_json(cls.config_class, parts["transformer"]), tokenizer)
+        assign(model, state, f"the saved {cls.__name__}")
+        return model.eval()
 
     def features(self, prompt: Prompt) -> TextFeatures:
         """What the network reads of prompts.
