@@ -31,6 +31,7 @@ from nextscale.tasks.generation.controls import Extraction
 from nextscale.tasks.generation.controlvar_training import from_var
 from nextscale.tasks.generation.var import VAR, VARConfig
 from nextscale.tasks.generation.var_training import initialize
+from nextscale.tasks.restoration.varformer import VarFormer, VarFormerConfig
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +188,13 @@ def dar_model(folder: Path) -> None:
     DAR(PRESETS["dar-tiny"]).save(folder / "model")
 
 
+def restorer(folder: Path) -> None:
+    """A finished run of a VarFormer, at its beginning."""
+    torch.manual_seed(0)
+    config = VarFormerConfig(1, 4, 1, decoder_blocks=1, window_groups=1)
+    VarFormer(config, nextscale.load("var-cifar10")).save(folder / "model")
+
+
 def annotations(path: Path) -> None:
     runs = {"size": [64, 64], "counts": [1000, 2000, 1096]}
     path.write_text(json.dumps([{"segmentation": runs, "area": 2000}]))
@@ -213,6 +221,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "masks.json": annotations,
     "runs/depthart-small": depth_model,
     "runs/dar-small": dar_model,
+    "runs/varformer-small": restorer,
 }
 """What a document may name, and what makes it."""
 
