@@ -87,7 +87,20 @@ class QuantizerOutput:
     rests: list[Tensor]
 
 
-class VectorQuantizer(nn.Module):
+class Float32Module(nn.Module):
+    """A module whose weights stay float32, whatever the model around it is converted to."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves go with the model, casts do not: codes and what is made of them stay float32 in a bfloat16 model."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
+
+class VectorQuantizer(Float32Module):
     """A codebook and the search in it. Runs in float32 whatever the surrounding precision.
 
     Args:
@@ -104,15 +117,6 @@ class VectorQuantizer(nn.Module):
     def vectors(self) -> Float[Tensor, "vocabulary channels"]:
         """What the symbols stand for, float32."""
         return self.codebook.weight.float()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves go with the model, casts do not: codes and what is made of them stay float32 in a bfloat16 model."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            result = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
-
-        return super()._apply(moved, recurse)
 
     def nearest(self, z: Float[Tensor, "cells channels"]) -> Int[Tensor, " cells"]:
         """Index of the nearest code, the first on ties."""

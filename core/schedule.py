@@ -85,6 +85,11 @@ class ScaleSchedule:
         return cls(tuple(Scale(int(h), int(w), planes, streams) for h, w in grids))
 
     @classmethod
+    def counts(cls, *counts: int) -> ScaleSchedule:
+        """Sets of so many unordered tokens."""
+        return cls.grids((count, 1) for count in counts)
+
+    @classmethod
     def parse(cls, value: ScaleSchedule | str | Iterable[int | tuple[int, int]]) -> ScaleSchedule:
         """A schedule from ``"1 2 3 4x6"``, ``[1, 2, 3]`` or ``[(1, 1), (4, 6)]``; a schedule is returned as it is.
 

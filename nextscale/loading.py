@@ -329,11 +329,11 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     The memory of each memory-mapped tensor is given back as soon as it is converted, so that both forms of the
     weights never lie in memory together.
     """
-    from nextscale.core.quantizer import VectorQuantizer
+    from nextscale.core.quantizer import Float32Module
     from nextscale.mapped import MappedFiles
 
     files = MappedFiles()
-    island = {id(t) for m in model.modules() if isinstance(m, VectorQuantizer) for t in m.parameters()}
+    island = {id(t) for m in model.modules() if isinstance(m, Float32Module) for t in m.parameters()}
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         stays = id(parameter) in island or name.rsplit(".", 1)[-1] in FLOAT32_PARAMETERS
         old = parameter.data

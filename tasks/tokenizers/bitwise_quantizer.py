@@ -228,11 +228,9 @@ class BitwiseQuantizer(nn.Module):
             total, loss = torch.zeros_like(rest), rest.new_zeros(())
             tokens, rests = [], []
             for index in range(len(schedule)):
-                cells = F.normalize(self.shrink(rest, schedule, index), dim=1)
-                bits = cells > 0
-                codes = self.codes(bits)
-                loss = loss + self.config.commitment * F.mse_loss(cells, codes) + self._entropy(cells)
-                added = self.enlarge(cells + (codes - cells).detach(), schedule)
+                cells, bits, codes, terms = self.snap(self.shrink(rest, schedule, index))
+                loss = loss + terms
+                added = self.enlarge(codes, schedule)
                 total, rest = total + added, rest - added.detach()
                 values = self.to_tokens(bits).long()
                 tokens.append((values + 2 * torch.arange(values.shape[-1], device=values.device)).flatten(1))
@@ -241,12 +239,21 @@ class BitwiseQuantizer(nn.Module):
                     early_total = total
         return QuantizerOutput(total, loss / len(schedule), tokens, rests), early_total
 
-    def _entropy(self, cells: Float[Tensor, "batch bits height width"]) -> Float[Tensor, ""]:
+    def snap(self, cells: Float[Tensor, "batch bits *places"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features of one scale onto codes: unit features, their bits, their codes with the gradient of the unit
+        features (straight-through), and the commitment and entropy terms."""
+        cells = F.normalize(cells, dim=1)
+        bits = cells > 0
+        codes = self.codes(bits)
+        terms = self.config.commitment * F.mse_loss(cells, codes) + self._entropy(cells)
+        return cells, bits, cells + (codes - cells).detach(), terms
+
+    def _entropy(self, cells: Float[Tensor, "batch bits *places"]) -> Float[Tensor, ""]:
         """Bits are independent under the soft assignment, so the entropy of a code is the sum of theirs."""
         scores = 4 * self.config.sharpness / math.sqrt(self.config.bits) * cells
         # By the scores, as the probabilities of decided bits are 0 or 1 in float32 and have no logarithm.
         size = scores.abs()
         undecided = (F.softplus(-size) + size * (-size).sigmoid()).sum(1).mean()
-        ones = scores.sigmoid().mean((0, 2, 3)).clamp(1e-6, 1 - 1e-6)
+        ones = scores.sigmoid().transpose(0, 1).flatten(1).mean(1).clamp(1e-6, 1 - 1e-6)
         even = -(ones * ones.log() + (1 - ones) * (1 - ones).log()).sum()
         return self.config.entropy * (undecided - self.config.diversity * even)

@@ -52,6 +52,8 @@ def test_known_lists_and_forms() -> None:
     assert ScaleSchedule.parse("2x2x3") == ScaleSchedule.squares(2, planes=3)
     assert ScaleSchedule.squares(2, planes=3, streams=2).length == 24
     assert ScaleSchedule.parse(schedule) is schedule
+    counts = ScaleSchedule.counts(1, 4, 9)
+    assert counts.lengths == (1, 4, 9) and ScaleSchedule.parse(str(counts)) == counts
 
 
 def test_levels_made_while_sampling_serve_training() -> None:
