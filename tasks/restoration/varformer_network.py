@@ -56,21 +56,11 @@ class Fusion(nn.Module):
         side = sizes.side * factor
         self.norm = nn.GroupNorm(norm_groups, guide + width, NORM_EPS)
         self.conv = nn.Conv2d(guide + width, guide, 1)
+        windows = {"window": sizes.window, "groups": sizes.groups, "unused": sizes.published}
         self.selector = Selector(
-            guide,
-            width,
-            sizes.scales,
-            sizes.codes,
-            factor,
-            sizes.heads,
-            side,
-            window=sizes.window,
-            groups=sizes.groups,
-            weigh_first=sizes.published,
-            unused=sizes.published,
+            guide, width, sizes.scales, sizes.codes, factor, sizes.heads, side, weigh_first=sizes.published, **windows
         )
-        window = {"window": sizes.window, "groups": sizes.groups}
-        self.mixer = Mixer(width, sizes.heads, side, **window, unused=sizes.published)
+        self.mixer = Mixer(width, sizes.heads, side, **windows)
         self.anchors = AnchorAttention(width, width, norm_groups)
 
     def forward(self, h: Map, guide: Map, prior: Prior) -> Map:

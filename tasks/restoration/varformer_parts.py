@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +210,14 @@ class WindowGroup(nn.Module):
         return self.conv(self.blocks(x.movedim(1, -1)).movedim(-1, 1)) + x
 
 
+def window_groups(
+    width: int, heads: int, side: int, *, groups: int = 2, depth: int = 2, window: int = 4, unused: bool = False
+) -> nn.Sequential:
+    """Window groups, one after the other; the arguments are :class:`WindowGroup`'s."""
+    sizes = {"depth": depth, "window": window}
+    return nn.Sequential(*(WindowGroup(width, heads, side, **sizes, unused=unused) for _ in range(groups)))
+
+
 # --- how a prior enters -------------------------------------------------------------------------------
 
 
@@ -220,6 +228,7 @@ class Selector(nn.Module):
         guide, width: channels of the map and of what is returned.
         scales, codes: of the prior.
         factor: how often larger the map is than the prior.
+        windows: of :func:`window_groups`.
         weigh_first: weigh before the instance norm, as published, which all but undoes the weights: it brings every
             channel back to variance 1. False: after it.
     """
@@ -234,16 +243,11 @@ class Selector(nn.Module):
         heads: int,
         side: int,
         *,
-        depth: int = 2,
-        window: int = 4,
-        groups: int = 2,
         weigh_first: bool = False,
-        unused: bool = False,
+        **windows: Any,
     ) -> None:
         super().__init__()
-        self.groups = nn.Sequential(
-            *(WindowGroup(guide, heads, side, depth=depth, window=window, unused=unused) for _ in range(groups))
-        )
+        self.groups = window_groups(guide, heads, side, **windows)
         self.conv1x1 = nn.Conv2d(guide, scales, 1)
         self.conv_out = nn.Conv2d(scales * codes, width, 1)
         self.factor, self.weigh_first = factor, weigh_first
@@ -269,23 +273,11 @@ def _instance_norm(x: Tensor) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """m h + (1 - m) prior, m for every position by window attention over both."""
+    """m h + (1 - m) prior, m for every position by window attention over both (:func:`window_groups`)."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        side: int,
-        *,
-        depth: int = 2,
-        window: int = 4,
-        groups: int = 2,
-        unused: bool = False,
-    ) -> None:
+    def __init__(self, width: int, heads: int, side: int, **windows: Any) -> None:
         super().__init__()
-        self.groups = nn.Sequential(
-            *(WindowGroup(2 * width, heads, side, depth=depth, window=window, unused=unused) for _ in range(groups))
-        )
+        self.groups = window_groups(2 * width, heads, side, **windows)
         self.conv1x1 = nn.Conv2d(2 * width, 2, 1)
 
     def logits(self, h: Map, prior: Map) -> Float[Tensor, "batch 2 height width"]:
