@@ -44,6 +44,12 @@ def weave(first: Tensor, second: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat([part for pair in parts for part in pair], dim=1)
 
 
+def unweave(sequence: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What :func:`weave` joined."""
+    parts = sequence.split([length for length in lengths for _ in range(2)], 1)
+    return torch.cat(parts[::2], 1), torch.cat(parts[1::2], 1)
+
+
 @lru_cache(maxsize=256)
 def second_half(schedule: ScaleSchedule, device: torch.device) -> Int[Tensor, " length"]:
     """0 at the positions of every scale's first half, 1 at those of its second."""

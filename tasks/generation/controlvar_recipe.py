@@ -16,7 +16,7 @@ from nextscale.tasks.generation.controls import Extraction
 from nextscale.tasks.generation.controlvar import ControlVAR, ControlVARConfig
 from nextscale.tasks.generation.controlvar_data import Kinds, PairDataset
 from nextscale.tasks.generation.controlvar_pairs import Halves, paired, single
-from nextscale.tasks.generation.controlvar_training import ControlVARTraining, from_var
+from nextscale.tasks.generation.controlvar_training import ControlVARTraining, from_var, with_scales
 from nextscale.tasks.generation.drawing import class_name
 from nextscale.tasks.generation.var_finetune import adapt
 from nextscale.tasks.generation.var_training import initialize
@@ -153,10 +153,9 @@ class ControlVARRecipe(ClassRecipe):
             raise ValueError(f"{self.init} knows {config.classes} classes, the data has {classes}")
         if unknown := [name for name in self.kinds.names if name not in config.control_types]:
             raise ValueError(f"{self.init} knows the controls {', '.join(config.control_types)}, not {unknown[0]}")
-        if self.scales and ScaleSchedule.parse(self.scales) != single(config.schedule):
-            raise ValueError(f"{self.init} has the scales '{single(config.schedule)}': leave scales out")
         model.config = replace(config, **own)
-        return model
+        schedule = ScaleSchedule.parse(self.scales) if self.scales else single(config.schedule)
+        return model if schedule == single(config.schedule) else with_scales(model, schedule)
 
     def task(self, model: ControlVAR, plan: Schedule, load: Load) -> ControlVARTraining:
         places = [model.config.control_types.index(name) for name in self.kinds.names]

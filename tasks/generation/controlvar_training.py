@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Metrics
 from nextscale.tasks.generation.class_recipe import ClassTraining
 from nextscale.tasks.generation.controlvar import SYSTEM, ControlVAR, ControlVARConfig
-from nextscale.tasks.generation.controlvar_pairs import paired, second_half, single, weave
+from nextscale.tasks.generation.controlvar_pairs import paired, second_half, single, unweave, weave
 from nextscale.tasks.generation.var import VAR
+from nextscale.tasks.generation.var_finetune import nearest_scales, resize_positions
 from nextscale.tasks.generation.var_training import initialize
 
 BLACK_FROM = 5
@@ -157,3 +158,24 @@ def from_var(base: VAR, *, repeat_positions: bool = False, **changes: Any) -> Co
             state["half_embedding.weight"] = torch.zeros_like(model.half_embedding.weight)
     model.load_state_dict(state, strict=False)
     return model
+
+
+def with_scales(model: ControlVAR, schedule: ScaleSchedule) -> ControlVAR:
+    """A ControlVAR that goes on with another list of scales.
+
+    Positions and levels of each scale are those of the old scale of the nearest size, positions resized.
+
+    Args:
+        schedule: of one half.
+    """
+    old = single(model.config.schedule)
+    adapted = ControlVAR(replace(model.config, schedule=paired(schedule)), model.tokenizer)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("tokenizer.")}
+    halves = [resize_positions(half, old, schedule) for half in unweave(state["position_embedding"], old.lengths)]
+    state["position_embedding"] = weave(halves[0], halves[1], schedule.lengths)
+    state["level_embedding.weight"] = state["level_embedding.weight"][nearest_scales(old, schedule)].clone()
+    if schedule.lengths[0] != old.lengths[0]:
+        start = state["start_position"].unflatten(1, (2, -1)).mean(2, keepdim=True)
+        state["start_position"] = start.expand(-1, -1, schedule.lengths[0], -1).flatten(1, 2).clone()
+    adapted.load_state_dict(state, strict=False)
+    return adapted

@@ -67,7 +67,7 @@ def adapt(
         state["class_embedding.weight"] = torch.cat((fresh, weight[-1:]))
         changed.add("class_embedding.weight")
     if schedule != old.schedule:
-        state["position_embedding"] = _positions(state["position_embedding"], old.schedule, schedule)
+        state["position_embedding"] = resize_positions(state["position_embedding"], old.schedule, schedule)
         nearest = [round(schedule.ratio(k) * (len(old.schedule) - 1)) for k in range(len(schedule))]
         state["level_embedding.weight"] = state["level_embedding.weight"][nearest].clone()
         start = state["start_position"].mean(1, keepdim=True)
@@ -86,15 +86,20 @@ def adapt(
     return adapted, changed
 
 
-def _positions(positions: Tensor, old: ScaleSchedule, new: ScaleSchedule) -> Tensor:
-    parts = old.split(positions)
+def nearest_scales(old: ScaleSchedule, new: ScaleSchedule) -> list[int]:
+    """For each new scale the old one of the nearest size."""
 
     def distance(a: Scale, b: Scale) -> float:
         return abs(a.height - b.height) + abs(a.width - b.width)
 
+    return [min(range(len(old)), key=lambda k: distance(old[k], scale)) for scale in new.scales]
+
+
+def resize_positions(positions: Tensor, old: ScaleSchedule, new: ScaleSchedule) -> Tensor:
+    """Embeddings (1, length, channels) of another list: each scale's from the old one nearest in size, resized."""
+    parts = old.split(positions)
     resized = []
-    for scale in new.scales:
-        source = min(range(len(old)), key=lambda k: distance(old[k], scale))
+    for scale, source in zip(new.scales, nearest_scales(old, new), strict=True):
         grid = parts[source].mT.unflatten(-1, old[source].grid)
         if old[source].grid != scale.grid:
             grid = F.interpolate(grid, size=scale.grid, mode="bicubic")

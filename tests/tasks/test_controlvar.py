@@ -13,12 +13,20 @@ from torch import Tensor
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.random import ImageDraws
 from nextscale.core.sampling import Accepted
+from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import TransformerConfig
 from nextscale.tasks.generation.control_masks import AnnotationError, color_labels, color_masks, decode_runs, read_masks
 from nextscale.tasks.generation.controlvar import ControlVAR, ControlVARConfig, is_official
 from nextscale.tasks.generation.controlvar_guidance import Cells, Given, branch_weights, sample_pairs
-from nextscale.tasks.generation.controlvar_pairs import paired, second_half, single, visibility_mask
-from nextscale.tasks.generation.controlvar_training import ControlVARTraining, from_var, mask_weights
+from nextscale.tasks.generation.controlvar_pairs import (
+    paired,
+    second_half,
+    single,
+    unweave,
+    visibility_mask,
+    weave,
+)
+from nextscale.tasks.generation.controlvar_training import ControlVARTraining, from_var, mask_weights, with_scales
 from nextscale.tasks.generation.var_training import initialize
 
 LABELS, TYPES = torch.tensor([1, 3]), torch.tensor([0, 2])
@@ -288,6 +296,21 @@ def test_positions_of_a_var_are_laid_out_by_scale(var):
     assert model.config.class_names == var.config.class_names and torch.equal(
         model.head.linear.weight, var.head.linear.weight
     )
+
+
+def test_other_scales_keep_what_fits(model):
+    old = single(model.config.schedule)
+    new = ScaleSchedule((*old.scales, old.final))
+    other = with_scales(model, new)
+    assert other.config.schedule == paired(new)
+    parts = unweave(other.position_embedding, new.lengths), unweave(model.position_embedding, old.lengths)
+    for half, before in zip(*parts, strict=True):
+        assert torch.equal(half[:, : old.length], before)
+        assert torch.equal(half[:, old.length :], before[:, -old.lengths[-1] :])
+    assert torch.equal(other.level_embedding.weight[-1], model.level_embedding.weight[-1])
+    assert torch.equal(other.start_position, model.start_position)
+    assert torch.equal(weave(*unweave(model.position_embedding, old.lengths), old.lengths), model.position_embedding)
+    assert other.generate([1, 3], 2, control_type="canny").shape == (2, 3, *model.tokenizer.image_size(new))
 
 
 def test_loss_learns(model, tiny):
