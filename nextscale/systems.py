@@ -186,19 +186,6 @@ _SYSTEMS = (
         ),
     ),
     System(
-        name="flowar",
-        module="nextscale.tasks.generation.flowar",
-        class_name="FlowAR",
-        needs={"tokenizer": Need("kl16", beside="kl16*.ckpt")},
-        overrides=("schedule", "heads", "guidance", "guidance_bound", "ode_steps"),
-    ),
-    System(
-        name="kl",
-        module="nextscale.tasks.tokenizers.kl_autoencoder",
-        class_name="KLAutoencoder",
-        overrides=("schedule", "latent_scale", "norm_groups"),
-    ),
-    System(
         name="bitwise-vq",
         module="nextscale.tasks.tokenizers.bitwise_vq",
         class_name="BitwiseVQ",
