@@ -6,9 +6,11 @@ import gc
 import hashlib
 import importlib.util
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,8 @@ RECENT = 64 * 2**20
 """Bytes of features of the latest texts that are kept in memory."""
 PIPELINE = ("tokenizer", "text_encoder")
 """Folders in which a pipeline of diffusers keeps its text encoder."""
+SMALL = 32 * 2**20
+"""Bytes up to which an encoder is saved with the model; of others the name is kept."""
 _SAMPLE = 2**20
 """Bytes at both ends of a file of weights that its fingerprint is taken of."""
 
@@ -179,6 +183,20 @@ class TextEncoder:
                 found[text] = self._keep(text, features.select([index]))
                 self._write(text, found[text])
         return TextFeatures.join([found[text] for text in cleaned])
+
+    def save(self, folder: str | Path) -> TextEncoderConfig:
+        """Copy the encoder into a folder, if it is a small one in a folder of its own; returns what names it there."""
+        source = Path(self.source)
+        if not source.is_dir():
+            return self.config
+        target = Path(folder) / Path(self.config.name).name
+        files = [path for path in source.rglob("*") if path.is_file()]
+        if sum(path.stat().st_size for path in files) > SMALL:
+            return self.config
+        if target.resolve() != source.resolve():
+            for path in files:
+                write_atomically(target / path.relative_to(source), partial(shutil.copyfile, path))
+        return replace(self.config, name=target.name)
 
     def release(self) -> None:
         """Let the encoder go, so that its memory is free; it is loaded again when it is needed."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import assign, save_folder, weightless, write_atomically
+from nextscale.core.checkpoint import assign, save_folder, weightless
 from nextscale.core.config import from_json, to_json
 from nextscale.core.random import BatchDraws, Draws, ImageDraws, image_seeds
 from nextscale.core.sampling import ScaleStep
@@ -23,8 +21,6 @@ from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig, Text
 Painter = Callable[[Sequence[int], Draws], Iterator[ScaleStep]]
 """Draws images of some of the texts it was made with: of their numbers, one per image."""
 
-SMALL_ENCODER = 32 * 2**20
-"""Bytes up to which a text encoder is saved with the model; of others the name is kept."""
 
 Prompt = str | Sequence[str] | TextFeatures
 
@@ -107,17 +103,7 @@ class TextToImage(nn.Module):
         Returns:
             What names it from there.
         """
-        config, source = self._text_config, Path(self.text_encoder.source)
-        if not source.is_dir():
-            return config
-        target = Path(folder) / Path(config.name).name
-        files = [path for path in source.rglob("*") if path.is_file()]
-        if sum(path.stat().st_size for path in files) > SMALL_ENCODER:
-            return config
-        if target.resolve() != source.resolve():
-            for path in files:
-                write_atomically(target / path.relative_to(source), partial(shutil.copyfile, path))
-        return replace(config, name=target.name)
+        return self.text_encoder.save(folder)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors``, tokenizer included, and ``config.json``; a small text encoder goes along."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from nextscale.core.checkpoint import write_atomically
 from nextscale.core.cross_attention import Packed
 from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig, TextFeatures
-from nextscale.tasks.generation.text_to_image import SMALL_ENCODER
 from nextscale.tasks.shapes.pictures import ImageEncoder, ImageEncoderConfig, is_picture, pixels
 
 NULL_FILES = {
@@ -135,15 +130,5 @@ class Conditions:
 
     def save_encoder(self, folder: str | Path) -> TextEncoderConfig:
         """Copy a small text encoder into a folder; returns what names it from there."""
-        config = self._text_config
-        if self.kind != "text" or not Path(self.encoder.source).is_dir():
-            return config
-        source = Path(self.encoder.source)
-        files = [path for path in source.iterdir() if path.is_file()]
-        if sum(path.stat().st_size for path in files) > SMALL_ENCODER:
-            return config
-        target = Path(folder) / source.name
-        if target.resolve() != source.resolve():
-            for path in files:
-                write_atomically(target / path.name, partial(shutil.copyfile, path))
-        return replace(config, name=target.name)
+        encoder = self.encoder if self.kind == "text" else None
+        return encoder.save(folder) if isinstance(encoder, TextEncoder) else self._text_config
