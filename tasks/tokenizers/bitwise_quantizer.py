@@ -9,7 +9,7 @@ sum so far, resized linearly to the next scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,16 +57,25 @@ class BitwiseQuantizerConfig:
         return 2 * self.token_bits
 
 
-class BitwiseQuantizer(nn.Module):
-    """Features <-> pyramid of bits. Has no weights; computes in float32 whatever the surrounding precision.
+class BitPyramid(nn.Module):
+    """What pyramids of bits share, however a scale's codes are put in and taken out.
 
-    Schedules are those of tokens; with a patch of p cells, maps of features have p times their sides. A token holds the
-    bits of its p x p cells: bit c p^2 + p dy + dx is channel c of the cell at (dy, dx).
+    A kind of pyramid says what enters at a scale and what a scale's codes add: ``begin``, ``contribution``,
+    ``next_input`` (:class:`nextscale.core.sampling.ScalePyramid`).
     """
+
+    begin: Callable[..., Tensor]
+    contribution: Callable[..., Tensor]
+    next_input: Callable[..., Tensor]
 
     def __init__(self, config: BitwiseQuantizerConfig) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def input_channels(self) -> int:
+        """Numbers per token of what enters the transformer."""
+        return self.config.token_bits
 
     @property
     def vectors(self) -> Float[Tensor, "2 1"]:
@@ -77,6 +86,74 @@ class BitwiseQuantizer(nn.Module):
         """The numbers that bits stand for."""
         length = 1 / math.sqrt(self.config.bits)
         return bits.float().mul_(2 * length).sub_(length)
+
+    def advance(self, total: Tensor, codes: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
+        """The sum after scale ``index``, given its codes."""
+        added = self.contribution(codes, schedule, index)
+        return added + total.to(added.device)
+
+    # --- whole pyramids ----------------------------------------------------------------------------------
+
+    def decode(self, tokens: Bool[Tensor, "batch length token_bits"], schedule: ScaleSchedule) -> list[Tensor]:
+        """The sum after each scale, from the bits of all scales."""
+        total = self.begin(len(tokens), schedule)
+        totals = []
+        for index, scale_tokens in enumerate(schedule.split(tokens)):
+            total = self.advance(total, self.codes(scale_tokens), schedule, index)
+            totals.append(total)
+        return totals
+
+    def inputs(self, totals: Sequence[Tensor], schedule: ScaleSchedule) -> Float[Tensor, "batch rest channels"]:
+        """Teacher forcing: what enters at scales 1, 2, … in one sequence, from the sums of the scales before."""
+        first = totals[0]
+        parts = [first.new_zeros(len(first), 0, self.input_channels)]
+        parts += [self.next_input(total, schedule, index + 1) for index, total in enumerate(totals[:-1])]
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def teacher_inputs(
+        self, tokens: Bool[Tensor, "batch length token_bits"], schedule: ScaleSchedule, scales: int | None = None
+    ) -> Float[Tensor, "batch rest channels"]:
+        """The inputs of scales 1, 2, … from the true bits.
+
+        Args:
+            scales: how many of the schedule's scales are in use; all by default.
+        """
+        total, totals = self.begin(len(tokens), schedule), []
+        for index in range(len(schedule) if scales is None else scales):
+            start, stop = schedule.ranges[index]
+            total = self.advance(total, self.codes(tokens[:, start:stop]), schedule, index)
+            totals.append(total)
+        return self.inputs(totals, schedule)
+
+    # --- training ----------------------------------------------------------------------------------------
+
+    def snap(self, cells: Float[Tensor, "batch bits *places"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features of one scale onto codes: unit features, their bits, their codes with the gradient of the unit
+        features (straight-through), and the commitment and entropy terms."""
+        cells = F.normalize(cells, dim=1)
+        bits = cells > 0
+        codes = self.codes(bits)
+        terms = self.config.commitment * F.mse_loss(cells, codes) + self._entropy(cells)
+        return cells, bits, cells + (codes - cells).detach(), terms
+
+    def _entropy(self, cells: Float[Tensor, "batch bits *places"]) -> Float[Tensor, ""]:
+        """Bits are independent under the soft assignment, so the entropy of a code is the sum of theirs."""
+        scores = 4 * self.config.sharpness / math.sqrt(self.config.bits) * cells
+        # By the scores, as the probabilities of decided bits are 0 or 1 in float32 and have no logarithm.
+        size = scores.abs()
+        undecided = (F.softplus(-size) + size * (-size).sigmoid()).sum(1).mean()
+        ones = scores.sigmoid().transpose(0, 1).flatten(1).mean(1).clamp(1e-6, 1 - 1e-6)
+        even = -(ones * ones.log() + (1 - ones) * (1 - ones).log()).sum()
+        return self.config.entropy * (undecided - self.config.diversity * even)
+
+
+class BitwiseQuantizer(BitPyramid):
+    """Features <-> pyramid of bits. Has no weights; computes in float32 whatever the surrounding precision.
+
+    Schedules are those of tokens; with a patch of p cells, maps of features have p times their sides. A token holds the
+    bits of its p x p cells: bit c p^2 + p dy + dx is channel c of the cell at (dy, dx).
+    """
 
     # --- maps and tokens ---------------------------------------------------------------------------------
 
@@ -117,11 +194,6 @@ class BitwiseQuantizer(nn.Module):
     def enlarge(self, cells: Tensor, schedule: ScaleSchedule) -> Tensor:
         """A map at the finest grid."""
         return self.shrink(cells, schedule, -1, mode="bilinear")
-
-    def advance(self, total: Tensor, codes: Tensor, schedule: ScaleSchedule, index: int) -> Tensor:
-        """The sum after scale ``index``, given its codes."""
-        added = self.contribution(codes, schedule, index)
-        return added + total.to(added.device)
 
     def next_input(
         self, total: Float[Tensor, "batch bits height width"], schedule: ScaleSchedule, index: int
@@ -169,38 +241,6 @@ class BitwiseQuantizer(nn.Module):
             totals.append(total)
         return tokens, totals
 
-    def decode(self, tokens: Bool[Tensor, "batch length token_bits"], schedule: ScaleSchedule) -> list[Tensor]:
-        """The sum after each scale, (batch, bits, height, width) each, from the bits of all scales."""
-        total = self.begin(len(tokens), schedule)
-        totals = []
-        for index, scale_tokens in enumerate(schedule.split(tokens)):
-            total = self.advance(total, self.codes(scale_tokens), schedule, index)
-            totals.append(total)
-        return totals
-
-    def inputs(self, totals: Sequence[Tensor], schedule: ScaleSchedule) -> Float[Tensor, "batch rest token_bits"]:
-        """Teacher forcing: what enters at scales 1, 2, … in one sequence, from the sums of the scales before."""
-        first = totals[0]
-        parts = [first.new_zeros(len(first), 0, self.config.token_bits)]
-        parts += [self.next_input(total, schedule, index + 1) for index, total in enumerate(totals[:-1])]
-        return torch.cat(parts, dim=1)
-
-    @torch.no_grad()
-    def teacher_inputs(
-        self, tokens: Bool[Tensor, "batch length token_bits"], schedule: ScaleSchedule, scales: int | None = None
-    ) -> Float[Tensor, "batch rest token_bits"]:
-        """The inputs of scales 1, 2, … from the true bits.
-
-        Args:
-            scales: how many of the schedule's scales are in use; all by default.
-        """
-        total, totals = self.begin(len(tokens), schedule), []
-        for index in range(len(schedule) if scales is None else scales):
-            start, stop = schedule.ranges[index]
-            total = self.advance(total, self.codes(tokens[:, start:stop]), schedule, index)
-            totals.append(total)
-        return self.inputs(totals, schedule)
-
     def split_flips(
         self, flips: Bool[Tensor, "batch cells bits"], schedule: ScaleSchedule
     ) -> list[Bool[Tensor, "batch bits height width"]]:
@@ -238,22 +278,3 @@ class BitwiseQuantizer(nn.Module):
                 if early == index + 1:
                     early_total = total
         return QuantizerOutput(total, loss / len(schedule), tokens, rests), early_total
-
-    def snap(self, cells: Float[Tensor, "batch bits *places"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features of one scale onto codes: unit features, their bits, their codes with the gradient of the unit
-        features (straight-through), and the commitment and entropy terms."""
-        cells = F.normalize(cells, dim=1)
-        bits = cells > 0
-        codes = self.codes(bits)
-        terms = self.config.commitment * F.mse_loss(cells, codes) + self._entropy(cells)
-        return cells, bits, cells + (codes - cells).detach(), terms
-
-    def _entropy(self, cells: Float[Tensor, "batch bits *places"]) -> Float[Tensor, ""]:
-        """Bits are independent under the soft assignment, so the entropy of a code is the sum of theirs."""
-        scores = 4 * self.config.sharpness / math.sqrt(self.config.bits) * cells
-        # By the scores, as the probabilities of decided bits are 0 or 1 in float32 and have no logarithm.
-        size = scores.abs()
-        undecided = (F.softplus(-size) + size * (-size).sigmoid()).sum(1).mean()
-        ones = scores.sigmoid().transpose(0, 1).flatten(1).mean(1).clamp(1e-6, 1 - 1e-6)
-        even = -(ones * ones.log() + (1 - ones) * (1 - ones).log()).sum()
-        return self.config.entropy * (undecided - self.config.diversity * even)
