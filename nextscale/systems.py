@@ -212,6 +212,12 @@ _SYSTEMS = (
         class_name="TriplaneVQ",
         overrides=("schedule", "heads", "view_heads", "smoothing", "beta", "norm_groups", "grid", "published"),
     ),
+    System(
+        name="g3pt-tokenizer",
+        module="nextscale.tasks.shapes.g3pt_tokenizer",
+        class_name="PointTokenizer",
+        stated_terms="no weights were published",
+    ),
 )
 
 SYSTEMS: dict[str, System] = {system.name: system for system in _SYSTEMS}
