@@ -213,7 +213,7 @@ _SYSTEMS = (
         overrides=("schedule", "heads", "view_heads", "smoothing", "beta", "norm_groups", "grid", "published"),
     ),
     System(
-        name="g3pt-tokenizer",
+        name="point-vq",
         module="nextscale.tasks.shapes.g3pt_tokenizer",
         class_name="PointTokenizer",
         stated_terms="no weights were published",

@@ -24,7 +24,7 @@ from nextscale.tasks.shapes.objects import Shape
 from nextscale.tasks.shapes.surfaces import grid_values, marching_cubes
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
 
-SYSTEM = "g3pt-tokenizer"
+SYSTEM = "point-vq"
 SCHEDULE = ScaleSchedule.counts(1, 4, 9, 16, 25, 36, 64, 100, 169, 256, 400, 576, 752)
 """2408 tokens, as the best setting has; the paper's own counts are not known."""
 HALF = 1.05
