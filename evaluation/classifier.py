@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,8 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def load_classifier(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> ImageClassifier:
-    """Load a TorchScript file that maps images (B, 3, H, W) in [0, 1] to (features (B, D), logits (B,
-    classes)).
+def load_torchscript(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
+    """A TorchScript file as a module.
 
     TorchScript is read by torch.jit.load, which runs TorchScript only and never Python's pickle: a file
     cannot import or call Python code. It is still a program. Two of its operators read and write files; a
@@ -89,11 +89,17 @@ def load_classifier(path: str | os.PathLike[str], device: str | torch.device = "
             # torch 2.13 announces TorchScript's end; the supported range of torch still reads it.
             warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*deprecated", category=DeprecationWarning)
-            network = torch.jit.load(str(path), map_location=device).eval()
+            return torch.jit.load(str(path), map_location=device).eval()
     except (ValueError, RuntimeError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         last = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a TorchScript evaluation network: {last}") from error
-    return ImageClassifier(network, device, name=str(path))
+
+
+def load_classifier(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> ImageClassifier:
+    """Load a TorchScript file that maps images (B, 3, H, W) in [0, 1] to (features (B, D), logits (B,
+    classes)), as `load_torchscript` does.
+    """
+    return ImageClassifier(load_torchscript(path, device), device, name=str(path))
 
 
 def extract(classifier: Classifier, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

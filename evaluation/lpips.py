@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from nextscale.evaluation.weights import read_weights
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five stages whose last activations are compared."""
@@ -65,7 +66,7 @@ class LPIPS(nn.Module):
             ValueError: a file is damaged, would need code to be executed, or holds other weights.
         """
         model = cls()
-        trunk, linear = _read(vgg_weights), _read(lpips_weights)
+        trunk, linear = read_weights(vgg_weights), read_weights(lpips_weights)
         with torch.no_grad():
             for places, stage in zip(CONVOLUTIONS, model.stages, strict=True):
                 assert isinstance(stage, nn.ModuleList)
@@ -119,27 +120,6 @@ class LPIPS(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean :meth:`distance` over the batch."""
         return self.distance(first, second).mean()
-
-
-def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The tensors of a file, read without running code."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # damage surfaces anywhere in the reader
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a file of tensors ({reason})") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
-    return content
 
 
 def _entry(content: Mapping[str, Any], name: str, shape: tuple[int, ...], path: str | os.PathLike[str]) -> Tensor:
