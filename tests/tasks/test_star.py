@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import nextscale
+import nextscale.loading
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import CheckpointError
 from nextscale.core.cross_attention import CrossAttention, Packed
 from nextscale.core.random import ImageDraws
 from nextscale.core.sampling import Accepted, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
+from nextscale.models import MODELS
 from nextscale.systems import SYSTEMS
 from nextscale.tasks.generation.star import STAR, is_official
 from nextscale.tasks.generation.star_config import PRESETS, STARConfig
@@ -356,3 +358,57 @@ def test_presets_have_the_published_sizes(name: str, millions: float) -> None:
     assert (own + unused) / 1e6 == pytest.approx(millions, abs=0.06)
     assert model.official_name.startswith(f"var_rope_{name[:3]}_{name.split('-')[1]}")
     assert list(model.parts) == ["transformer", "tokenizer"]
+
+
+def test_files_of_the_hub_by_what_they_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from nextscale.hub import HubError, cached, fetch, matching
+
+    names = ["README.md", "d30_1024_sampler.pth", "var_d30_1024.pth", "var_d16_256.pth", "d30-256/STAR.safetensors"]
+    wanted = {
+        name: MODELS[f"star-{name}"].file or "" for name in ("d16-256", "d30-256", "d30-1024", "d30-1024-sampler")
+    }
+    found = {name: matching(names, pattern) for name, pattern in wanted.items()}
+    assert found == {
+        "d16-256": ["var_d16_256.pth"],
+        "d30-256": ["d30-256/STAR.safetensors"],
+        "d30-1024": ["var_d30_1024.pth"],
+        "d30-1024-sampler": ["d30_1024_sampler.pth"],
+    }
+    siblings = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: siblings)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **options: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, file, **options: str(tmp_path / file))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert cached("who/what", "*d16*") is None
+    assert fetch("who/what", "*d16*") == tmp_path / "var_d16_256.pth"
+    with pytest.raises(HubError, match=r"2 files in \S+/who/what are named like \*1024\*; it holds d30_1024_sampler"):
+        fetch("who/what", "*1024*")
+    with pytest.raises(HubError, match=r"0 files .*; it holds README\.md, "):
+        fetch("who/what", "*d99*")
+    (tmp_path / "var_d16_256.pth").write_bytes(b"")
+    assert cached("who/what", "*d16*") == tmp_path / "var_d16_256.pth"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"named like \*d30\* is not on this machine \(HF_HUB_OFFLINE"):
+        fetch("who/what", "*d30*")
+
+
+# --- precision and memory ---------------------------------------------------------------------------
+
+
+def test_half_precision_and_recomputed_blocks(tiny: SimpleNamespace, stable: STAR) -> None:
+    half = nextscale.loading.cast(build(tiny, stable_from=2), torch.bfloat16)
+    assert half.transformer.blocks[0].cross_attention.log_scale.dtype == torch.float32
+    images = half.generate(texts(3, 2), negative_prompt=texts(1), guidance=2.0, sample_version="new")
+    assert images.dtype == torch.float32 and images.isfinite().all()
+    text, inputs = texts(3), torch.randn(1, SCHEDULE.length - 1, 4)
+    torch.testing.assert_close(half(inputs, text), stable(inputs, text), atol=0.5, rtol=0.2)
+    gradients = []
+    for again in (False, True):
+        trained = build(tiny).train()
+        trained.transformer.gradient_checkpointing = again
+        trained(inputs, text).square().mean().backward()
+        gradients.append(trained.word_embedding.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
