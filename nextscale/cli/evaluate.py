@@ -10,6 +10,8 @@ from typing import Any
 
 EVALUATIONS: dict[str, str] = {
     "depth": "a depth model, or a folder of predictions, on KITTI, NYU and others by their protocols",
+    "generation": "FID, sFID, Inception score, KID, precision, recall and CLIP score of a model or of images",
+    "tokenizer": "rFID, PSNR, SSIM, LPIPS and use of the codebook of what a tokenizer makes of images",
     "text-to-image": "draw the prompts of GenEval, DPG or HPS in their layouts; CLIP score, GenEval's score",
     "restoration": "PSNR, SSIM and LPIPS of a model, a classical method or a folder of restored images",
 }
