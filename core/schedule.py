@@ -192,7 +192,7 @@ class ScaleSchedule:
 
 @lru_cache(maxsize=256)
 def _levels(schedule: ScaleSchedule, device: torch.device) -> Tensor:
-    counts = torch.tensor(schedule.lengths)
+    counts, total = torch.tensor(schedule.lengths), schedule.length
     # Outside inference mode: a cached tensor made inside one could not take part in training later.
     with torch.inference_mode(False):
-        return torch.repeat_interleave(torch.arange(len(schedule)), counts).to(device)
+        return torch.repeat_interleave(torch.arange(len(schedule)), counts, output_size=total).to(device)
