@@ -62,7 +62,8 @@ def run(arguments: Any) -> None:
     count = min(len(dataset), arguments.limit or len(dataset))
     network = open_network(arguments.network, device) if arguments.network else None
     lpips = LPIPS.from_files(arguments.vgg_weights, arguments.lpips_weights) if arguments.vgg_weights else None
-    meter, usage, distance, shown = ReconstructionMeter(), None, 0.0, []
+    meter, usage, distance = ReconstructionMeter(), None, 0.0
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
     real, made = (Gathering(network), Gathering(network)) if network else (None, None)
     with progress("encoding and decoding", "images") as report, torch.inference_mode():
         for start in range(0, count, arguments.batch_size):
