@@ -235,8 +235,8 @@ def test_folders_that_are_no_models(forms: SimpleNamespace, tmp_path: Path) -> N
     shutil.copy(forms.transformer, tmp_path)
     with pytest.raises(CheckpointError, match=r"it holds var_small.pth. Of official files give the file"):
         nextscale.load(tmp_path)
-    save_folder(tmp_path / "later", {"x": torch.zeros(1)}, {"system": "dar", "config": {}})
-    with pytest.raises(CheckpointError, match=r"holds a saved 'dar', expected one of .*\bvar, .*residual-vq"):
+    save_folder(tmp_path / "later", {"x": torch.zeros(1)}, {"system": "later", "config": {}})
+    with pytest.raises(CheckpointError, match=r"holds a saved 'later', expected one of .*\bvar, .*residual-vq"):
         nextscale.load(tmp_path / "later")
 
 
