@@ -10,6 +10,8 @@ from typing import Any
 
 PREPARATIONS: dict[str, str] = {
     "scenes": "synthetic rooms and streets: pictures with exact depth, to train depth models on",
+    "shapes": "objects, procedural or of any folder of meshes: points, what is inside, pictures; repaired and checked",
+    "gbuffers": "views of objects with depth, outline, normals and cameras, as SAR3D is trained on",
 }
 """What can be prepared, ``nextscale.cli.prepare_<name>``, and its summary."""
 
