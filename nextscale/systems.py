@@ -213,6 +213,12 @@ _SYSTEMS = (
         overrides=("schedule", "heads", "view_heads", "smoothing", "beta", "norm_groups", "grid", "published"),
     ),
     System(
+        name="g3pt",
+        module="nextscale.tasks.shapes.g3pt",
+        class_name="G3PT",
+        stated_terms="no weights were published",
+    ),
+    System(
         name="point-vq",
         module="nextscale.tasks.shapes.g3pt_tokenizer",
         class_name="PointTokenizer",
@@ -311,5 +317,12 @@ RECIPES: dict[str, Recipe] = {
         "nextscale.tasks.shapes.sar3d_recipe:MeshRecipe", "head that makes meshes of a trained sar3d-vqvae's planes"
     ),
     "sar3d": Recipe("nextscale.tasks.shapes.sar3d_recipe:SAR3DRecipe", "3D shapes of pictures or texts, over planes"),
+    "g3pt-tokenizer": Recipe(
+        "nextscale.tasks.shapes.g3pt_recipe:PointTokenizerRecipe",
+        "points of surfaces <-> sets of binary tokens, for G3PT",
+    ),
+    "g3pt": Recipe(
+        "nextscale.tasks.shapes.g3pt_recipe:G3PTRecipe", "3D shapes of classes, pictures or texts, over sets of tokens"
+    ),
 }
 """What ``nextscale train`` trains, by name."""

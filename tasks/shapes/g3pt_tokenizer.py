@@ -90,7 +90,30 @@ class TokenizerOutput:
     quantized: SetQuantizerOutput | None
 
 
-class PointTokenizer(nn.Module):
+class Unpublished:
+    """A model of which no official file exists, to be read or written."""
+
+    @property
+    def official_name(self) -> str:
+        """Raises ValueError: there is no name."""
+        raise ValueError("no official files of G3PT were published: it is kept in this library's format alone")
+
+    def to_official(self) -> dict[str, Tensor]:
+        """Raises ValueError: there is no layout."""
+        raise ValueError(self.official_name)
+
+    @classmethod
+    def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Raises CheckpointError: there is no layout."""
+        raise CheckpointError("no official files of G3PT were published: give a folder saved by this library")
+
+    @classmethod
+    def from_official(cls, content: Mapping[str, Any], **overrides: Any) -> Any:
+        """Raises CheckpointError: there is no layout."""
+        return cls.read_official(content, **overrides)
+
+
+class PointTokenizer(Unpublished, nn.Module):
     """Surface points <-> tokens -> latents -> occupancy anywhere -> a mesh."""
 
     system: ClassVar[str] = SYSTEM

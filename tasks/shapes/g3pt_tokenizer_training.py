@@ -154,13 +154,14 @@ class PointTokenizerTraining(TrainingTask):
         target = batch["occupied"].float()
         near: Tensor = batch.get("near", torch.zeros_like(target, dtype=torch.bool))
         every = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        loss, metrics = logits.new_zeros(()), {}
+        loss = logits.new_zeros(())
+        metrics: Metrics = {}
         for name, chosen, weight in (("", ~near, 1.0), ("_near", near, self.config.near)):
             if chosen.any():
                 term = every[chosen].mean()
                 loss = loss + weight * term
                 metrics |= {f"cross_entropy{name}": term.detach(), f"iou{name}": iou(logits, target > 0, chosen)}
-        return loss, {**metrics}
+        return loss, metrics
 
 
 @torch.no_grad()

@@ -190,12 +190,14 @@ class ShapeGenerator(nn.Module):
 
     Attributes:
         tokenizer: takes no gradient and stays in evaluation form.
+        told_by: kinds of conditions it knows, among ``"class"``, ``"image"``, ``"prompt"``.
         draw_shapes: one shape for each of some prepared conditions: of these, the draws, a function to be called once
             for every scale, and the system's own options by name.
     """
 
     config: Any
     tokenizer: Any
+    told_by: tuple[str, ...]
     draw_shapes: Callable[..., Sequence[Shape]]
 
     def prepare(self, condition: Any) -> Any:

@@ -175,11 +175,8 @@ class LearnedEncoderConfig:
         return (self.size >> self.levels) ** 2
 
 
-class LearnedEncoder(nn.Module):
-    """A small convolutional network from pictures to features, trained along with what reads them.
-
-    It holds what stands for no picture, too.
-    """
+class PictureNetwork(nn.Module):
+    """A small convolutional network from pictures to features, trained along with what reads them."""
 
     def __init__(self, config: LearnedEncoderConfig, width: int) -> None:
         super().__init__()
@@ -193,8 +190,6 @@ class LearnedEncoder(nn.Module):
             before = after
         self.layers = nn.Sequential(*layers, nn.Conv2d(before, width, 1))
         self.position = nn.Parameter(torch.randn(config.cells, width) * 0.02)
-        self.null_states = nn.Parameter(torch.randn(config.cells, width) * 0.02)
-        self.null_pooled = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, pictures: Float[Tensor, "n 3 size size"]) -> TextFeatures:
         """Features of squares in [0, 1]; of another size, they are resized."""
@@ -204,6 +199,15 @@ class LearnedEncoder(nn.Module):
         states = self.layers(pictures.to(self.position.dtype) * 2 - 1).flatten(2).mT + self.position
         packed = Packed(states.flatten(0, 1), (states.shape[1],) * len(states))
         return TextFeatures(packed, states.mean(1))
+
+
+class LearnedEncoder(PictureNetwork):
+    """The same with what stands for no picture."""
+
+    def __init__(self, config: LearnedEncoderConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.null_states = nn.Parameter(torch.randn(config.cells, width) * 0.02)
+        self.null_pooled = nn.Parameter(torch.randn(width) * 0.02)
 
     def null(self) -> TextFeatures:
         """What stands for no picture."""

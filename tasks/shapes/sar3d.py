@@ -149,6 +149,10 @@ class SAR3D(ShapeGenerator):
 
     # --- conditions --------------------------------------------------------------------------------------
 
+    @property
+    def told_by(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("image",) if self.config.condition == "image" else ("prompt",)
+
     def prepare(self, condition: Any) -> TextFeatures:
         """Features of pictures or texts.
 

@@ -26,9 +26,10 @@ def grid_values(
 ) -> tuple[Float[Tensor, "x y z"], int]:
     """A field on a cube's grid, evaluated where its surface can be.
 
-    Every ``stride``-th point is evaluated first; then all points of those blocks that the surface passes, and of the
-    blocks around them. The rest keep the value of their block, which lies on the same side of ``level``. What is
-    smaller than a block and touches none of its corners is not found.
+    Every ``stride``-th point is evaluated first; then every point of half that stride, but only in those blocks that
+    the surface passes and in the blocks around them, and so on to every point. The rest keep the value of their block,
+    which lies on the same side of ``level``: the cost grows with the surface. What is smaller than a block and touches
+    none of its corners is not found.
 
     Args:
         points: along each side, from -``half`` to ``half``.
@@ -38,23 +39,32 @@ def grid_values(
         The values, and how many points were evaluated.
     """
     ticks = torch.linspace(-half, half, points, device=device)
-    if stride == 1:
-        every = torch.cartesian_prod(ticks, ticks, ticks)
-        return _in_chunks(evaluate, every).view(points, points, points), len(every)
-    # The last block may be shorter: its far side is the last point.
-    places = torch.arange(0, points + stride - 1, stride, device=device).clamp(max=points - 1).unique()
-    coarse_ticks = ticks[places]
-    blocks = len(places) - 1
-    coarse = _in_chunks(evaluate, torch.cartesian_prod(coarse_ticks, coarse_ticks, coarse_ticks))
-    coarse = coarse.view(blocks + 1, blocks + 1, blocks + 1)
-    passed = _passed(coarse > level)
-    block_of = torch.searchsorted(places, torch.arange(points, device=device), right=True) - 1
-    block_of = block_of.clamp(max=blocks - 1)
-    index = torch.meshgrid(block_of, block_of, block_of, indexing="ij")
-    values, wanted = coarse[:-1, :-1, :-1][index].clone(), passed[index]
-    chosen = wanted.nonzero()
-    values[wanted] = _in_chunks(evaluate, ticks[chosen])
-    return values, coarse.numel() + len(chosen)
+    places = _places(points, stride, device)
+    first = ticks[places]
+    values = _in_chunks(evaluate, torch.cartesian_prod(first, first, first)).view((len(places),) * 3)
+    count = values.numel()
+    while stride > 1:
+        passed = _passed(values > level)
+        stride = stride // 2 if stride % 2 == 0 else 1
+        finer = _places(points, stride, device)
+        block_of = (torch.searchsorted(places, finer, right=True) - 1).clamp(max=len(places) - 2)
+        index = torch.meshgrid(block_of, block_of, block_of, indexing="ij")
+        known = torch.isin(finer, places)
+        every = torch.meshgrid(*(known.nonzero()[:, 0],) * 3, indexing="ij")
+        coarse, values = values, values[:-1, :-1, :-1][index]
+        values[every] = coarse
+        wanted = passed[index]
+        wanted[every] = False
+        chosen = wanted.nonzero()
+        values[wanted] = _in_chunks(evaluate, ticks[finer[chosen]])
+        count += len(chosen)
+        places = finer
+    return values, count
+
+
+def _places(points: int, stride: int, device: torch.device | str) -> Tensor:
+    """Every ``stride``-th of the points and the last: the last block may be shorter."""
+    return torch.arange(0, points + stride - 1, stride, device=device).clamp(max=points - 1).unique()
 
 
 def _passed(inside: Bool[Tensor, "x y z"]) -> Bool[Tensor, "blocks blocks blocks"]:

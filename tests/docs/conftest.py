@@ -32,6 +32,12 @@ from nextscale.tasks.generation.controlvar_training import from_var
 from nextscale.tasks.generation.var import VAR, VARConfig
 from nextscale.tasks.generation.var_training import initialize
 from nextscale.tasks.restoration.varformer import VarFormer, VarFormerConfig
+from nextscale.tasks.shapes.g3pt import G3PT, G3PTConfig
+from nextscale.tasks.shapes.g3pt_tokenizer import PointTokenizer, PointTokenizerConfig
+from nextscale.tasks.shapes.g3pt_tokenizer_training import initialize as initialize_shapes
+from nextscale.tasks.shapes.g3pt_training import initialize as initialize_g3pt
+from nextscale.tasks.shapes.pictures import LearnedEncoderConfig
+from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,6 +201,21 @@ def restorer(folder: Path) -> None:
     VarFormer(config, nextscale.load("var-cifar10")).save(folder / "model")
 
 
+def shape_drawer(folder: Path) -> None:
+    """A finished run of g3pt-small, at its beginning; a tenth of what it draws in is inside."""
+    torch.manual_seed(0)
+    schedule = ScaleSchedule.counts(1, 4)
+    config = PointTokenizerConfig(16, 2, 8, 256, 1, 1, 3, 1.0, BitwiseQuantizerConfig(4), schedule)
+    tokenizer = initialize_shapes(PointTokenizer(config))
+    with torch.no_grad():
+        hidden = tokenizer.decode(torch.rand(1, schedule.length, 4) > 0.5)
+        tokenizer.head.bias -= tokenizer.occupancy(hidden, torch.rand(1, 512, 3) * 2 - 1).quantile(0.9)
+    sizes = TransformerConfig(16, 1, 2, conditioning="shared")
+    seen = LearnedEncoderConfig(8, 8, 2)
+    told = G3PTConfig(sizes, 16, 4, schedule, classes=2, class_names=("chair", "table"), learned=seen, picture_width=8)
+    initialize_g3pt(G3PT(told, tokenizer)).save(folder / "model")
+
+
 def annotations(path: Path) -> None:
     runs = {"size": [64, 64], "counts": [1000, 2000, 1096]}
     path.write_text(json.dumps([{"segmentation": runs, "area": 2000}]))
@@ -222,6 +243,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "runs/depthart-small": depth_model,
     "runs/dar-small": dar_model,
     "runs/varformer-small": restorer,
+    "runs/g3pt-small": shape_drawer,
 }
 """What a document may name, and what makes it."""
 
