@@ -21,7 +21,7 @@ COMMANDS = {
     "depth": "depth of photos: as maps, pictures, points, or seen from elsewhere",
     "restore": "clean photos: of noise, blur, rain, haze, darkness; of any size",
     "control": "draw after a control picture: edges, depth, normals; or only extract those",
-    "prepare": "make data to train on: synthetic scenes with exact depth",
+    "prepare": "make data to train on: synthetic scenes with exact depth, objects of meshes",
     "tokenize": "encode images once, to train on their tokens",
     "convert": "official files to this library's format and back; take training checkpoints apart",
     "train": "train or fine-tune on your own images",

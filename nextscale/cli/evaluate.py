@@ -14,6 +14,7 @@ EVALUATIONS: dict[str, str] = {
     "tokenizer": "rFID, PSNR, SSIM, LPIPS and use of the codebook of what a tokenizer makes of images",
     "text-to-image": "draw the prompts of GenEval, DPG or HPS in their layouts; CLIP score, GenEval's score",
     "restoration": "PSNR, SSIM and LPIPS of a model, a classical method or a folder of restored images",
+    "shapes": "Chamfer distances, F-score and IoU of rebuilt shapes; COV, MMD, 1-NN, FID and KID of generated ones",
 }
 """What can be evaluated, ``nextscale.cli.evaluate_<name>``, and its summary."""
 

@@ -216,6 +216,18 @@ def shape_drawer(folder: Path) -> None:
     initialize_g3pt(G3PT(told, tokenizer)).save(folder / "model")
 
 
+def meshes(folder: Path) -> None:
+    """Four closed meshes of two classes."""
+    import trimesh
+
+    for number, made in enumerate((trimesh.creation.box((1, 1, 2)), trimesh.creation.icosphere(1))):
+        for height in (1.0, 1.5):
+            made.apply_scale((1, 1, height))
+            path = folder / ("boxes", "balls")[number] / f"{height:g}.ply"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.export(path)
+
+
 def annotations(path: Path) -> None:
     runs = {"size": [64, 64], "counts": [1000, 2000, 1096]}
     path.write_text(json.dumps([{"segmentation": runs, "area": 2000}]))
@@ -240,6 +252,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "nextscale/recipes": recipes,
     "runs/controlvar-cifar10": pairs,
     "masks.json": annotations,
+    "my-meshes": meshes,
     "runs/depthart-small": depth_model,
     "runs/dar-small": dar_model,
     "runs/varformer-small": restorer,
