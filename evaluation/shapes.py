@@ -154,7 +154,8 @@ def compare_clouds(
         float(c.mean()),
         float(np.square(a).mean()),
         float(np.square(c).mean()),
-        *cosines,
+        cosines[0],
+        cosines[1],
         tuple(float((a < threshold).mean()) for threshold in thresholds),
         tuple(float((c < threshold).mean()) for threshold in thresholds),
     )
