@@ -253,5 +253,5 @@ def choose_text(given: Packed, other: Float[Tensor, "longest channels"], replace
         )
     lengths = torch.tensor(given.lengths, device=given.values.device)
     places = torch.cat([torch.arange(length) for length in given.lengths]).to(given.values.device)
-    rows = replaced.to(given.values.device).repeat_interleave(lengths)[:, None]
+    rows = replaced.to(given.values.device).repeat_interleave(lengths, output_size=len(given.values))[:, None]
     return given.map(torch.where(rows, other[places].to(given.values.dtype), given.values))
