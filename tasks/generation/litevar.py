@@ -75,12 +75,16 @@ def compress(
 def weights_only(model: nn.Module, bits: int) -> LitePlan:
     """The plan that packs the linear layers of all blocks of any model, and leaves everything else as it is.
 
+    A model whose ``packable`` names more by the beginnings of their names, such as a language model's, has those packed
+    too.
+
     Raises:
         ValueError: the model has no next-scale transformer, or is compressed already.
     """
     _not_compressed(model)
-    inside = [name for name, module in model.named_modules() if isinstance(module, NextScaleTransformer)]
-    precision = {name: bits for name, _ in linears(model) if any(name.startswith(f"{part}.blocks.") for part in inside)}
+    stacks = [name for name, module in model.named_modules() if isinstance(module, NextScaleTransformer)]
+    inside = (*(f"{name}.blocks." for name in stacks), *getattr(model, "packable", ()))
+    precision = {name: bits for name, _ in linears(model) if name.startswith(inside)}
     if not precision:
         raise ValueError(f"this {type(model).__name__} has no linear layers in blocks of a next-scale transformer")
     return LitePlan(LiteConfig(cast(Any, model).config.schedule, precision, attention=False))
