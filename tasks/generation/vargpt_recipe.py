@@ -1,0 +1,171 @@
+"""The configuration of VARGPT's training runs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
+from nextscale.tasks.data import Examples, Load, tokenizer_of, trainer
+from nextscale.tasks.generation.vargpt import VARGPT
+from nextscale.tasks.generation.vargpt_data import DRAWN, ConversationSet, read_conversations
+from nextscale.tasks.generation.vargpt_small import SmallSizes, small_model
+from nextscale.tasks.generation.vargpt_training import (
+    VARGPTLossConfig,
+    VARGPTPreference,
+    VARGPTTraining,
+    add_adapters,
+    merge_adapters,
+)
+
+SHOWN = 8
+"""Prompts on a run's sample sheet, at most."""
+
+
+@dataclass(frozen=True)
+class VARGPTRecipe:
+    """Train a VARGPT on conversations with images, or on pairs of images.
+
+    Attributes:
+        conversations: JSON file of messages and images, the images beside it.
+        validation: held-out conversations, in the same form.
+        init: a VARGPT to start from, folder or name; None: a small one with fresh weights.
+        tokenizer: of a small one: an image tokenizer, residual (then it is a v1) or bitwise (v1.1), folder or file.
+        seen: of a small one: side of the images that it reads, in pixels.
+        small: its sizes.
+        loss: which stage, and how; see there.
+        pairs: learn which of two images is liked better (DPO), instead of the conversations; needs ``init``.
+        beta: of that: how far the model may leave what it started from.
+        lora_rank: train low-rank adapters on the language model, instead of all of it; 0: all. They are merged at the
+            end.
+        lora_alpha: what they add is scaled by this over the rank.
+        pack: several conversations in a row, as many as fit into ``length``.
+        length: most tokens of a conversation and of a row.
+        resize_ratio: the shorter side of images to draw is resized to this times their size before the crop.
+    """
+
+    conversations: str
+    validation: str | None = None
+    init: str | None = None
+    tokenizer: str | None = None
+    seen: int = 32
+    small: SmallSizes = field(default_factory=SmallSizes)
+    loss: VARGPTLossConfig = field(default_factory=VARGPTLossConfig)
+    pairs: bool = False
+    beta: float = 0.1
+    lora_rank: int = 0
+    lora_alpha: int = 32
+    pack: bool = False
+    length: int = 4096
+    resize_ratio: float = 1.125
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            output="runs/vargpt", epochs=3, batch_size=256, learning_rate=5e-5, weight_decay=0.0, schedule="cos"
+        )
+    )
+
+    def __post_init__(self) -> None:
+        if (self.init is None) == (self.tokenizer is None):
+            raise ValueError("give init, a VARGPT to start from, or tokenizer, to make a small one; and not both")
+        if self.pairs and self.init is None:
+            raise ValueError("pairs are learned by a trained model: give init")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; expected 0 (no adapters) or more")
+
+    def model(self, load: Load) -> VARGPT:
+        """What is trained: a model that is read, or a new one.
+
+        Raises:
+            ValueError: ``init`` is another kind of model.
+        """
+        if self.init is not None:
+            model = load(self.init)
+            if not isinstance(model, VARGPT):
+                raise ValueError(f"{self.init} is a {type(model).__name__}, expected a VARGPT")
+            return model
+        talks = read_conversations(self.conversations, self.pairs)
+        texts = [content for talk in talks for _, content in talk.messages]
+        return small_model(texts, cast(Any, tokenizer_of(load(self.tokenizer))), self.seen, self.small)
+
+    def open(self, path: str, model: VARGPT, held_out: bool = False) -> ConversationSet:
+        """Conversations as they train this model."""
+        height, width = model.tokenizer.image_size(model.config.schedule)
+        if height != width:
+            raise ValueError(f"the model draws {width} x {height} pixels; it is trained on squares")
+        return ConversationSet(
+            read_conversations(path, self.pairs),
+            model.processor,
+            height,
+            length=self.length,
+            pack=self.pack,
+            pairs=self.pairs,
+            crop="center" if held_out else "random",
+            resize_ratio=self.resize_ratio,
+            seed=self.training.seed,
+        )
+
+    def task(self, model: VARGPT) -> VARGPTTraining:
+        """How it is trained."""
+        # What it started from is kept beside it, unless adapters can be turned off.
+        reference = copy.deepcopy(model) if self.pairs and not self.lora_rank else None
+        if self.lora_rank:
+            add_adapters(model, self.lora_rank, self.lora_alpha)
+        if self.pairs:
+            task: VARGPTTraining = VARGPTPreference(model, reference, self.loss, beta=self.beta)
+        else:
+            task = VARGPTTraining(model, self.loss)
+        if self.lora_rank:
+            for name, parameter in model.language.text.named_parameters():
+                parameter.requires_grad_(".lora_" in name or name.startswith("lora_"))
+        return task
+
+    def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
+        """The run, ready to start; validation is added to ``hooks`` where there are held-out conversations."""
+        torch.manual_seed(self.training.seed)
+        hooks, model = hooks or Hooks(), self.model(load)
+        dataset = self.open(self.conversations, model)
+        task = self.task(model)
+        if self.validation is not None and hooks.validate is None:
+            held_out = self.open(self.validation, model, held_out=True)
+            hooks.validate = lambda step: validate(task, held_out)
+        return trainer(self.training, task, dataset, hooks)
+
+    def examples(self, run: Trainer) -> Examples:
+        """Pictures for a few prompts of the data that ask for one, from the same seeds each time."""
+        model = cast(VARGPTTraining, run.task).model
+        prompts = []
+        for talk in read_conversations(self.validation or self.conversations, self.pairs):
+            (_, said), (_, answer) = talk.messages[0], talk.messages[-1]
+            if DRAWN in answer and len(talk.messages) == 2 and len(talk.images) == 1 + self.pairs:
+                prompts.append(said)
+        prompts = prompts[:: max(len(prompts) // SHOWN, 1)][:SHOWN]
+        if not prompts:
+            return Examples([])
+        rows = [(f"seed {seed}", list(model.generate(prompts, seed=[seed] * len(prompts)))) for seed in (0, 1)]
+        return Examples(rows, prompts)
+
+    def finish(self, run: Trainer) -> Path:
+        """Write the trained (averaged) model; returns its folder."""
+        model = cast(VARGPTTraining, run.task).model
+        with run.averaged():
+            if self.lora_rank:
+                merge_adapters(model)
+            return model.save(Path(self.training.output) / "model")
+
+
+@torch.no_grad()
+def validate(task: VARGPTTraining, dataset: ConversationSet, samples: int = 1000, batch_size: int = 8) -> Metrics:
+    """Means of :meth:`VARGPTTraining.evaluate` over held-out conversations, those with images to draw and others."""
+    limit, totals, counts = min(samples, len(dataset)), dict[str, float](), dict[str, int]()
+    for start in range(0, limit, batch_size):
+        numbers = range(start, min(start + batch_size, limit))
+        batch = dataset.fetch(numbers)
+        batch = {k: v.to(task.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        for name, value in task.evaluate(batch).items():
+            totals[name] = totals.get(name, 0.0) + float(value) * len(numbers)
+            counts[name] = counts.get(name, 0) + len(numbers)
+    return {name: total / counts[name] for name, total in totals.items()}
