@@ -63,12 +63,13 @@ def fetch(repository: str, file: str) -> Path:
 
 
 def _cached_folder(repository: str, folder: str) -> Path | None:
-    """A folder of which all files are in the cache: its index names them."""
+    """A folder (``/``: the whole repository) of which all files are in the cache: its index names them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    inside = folder.lstrip("/")
     try:
-        place = Path(snapshot_download(repository, allow_patterns=f"{folder}*", local_files_only=True)) / folder
+        place = Path(snapshot_download(repository, allow_patterns=f"{inside}*", local_files_only=True)) / inside
     except LocalEntryNotFoundError:
         return None
     from nextscale.core.checkpoint import CheckpointError, shards_of
@@ -83,8 +84,9 @@ def _cached_folder(repository: str, folder: str) -> Path | None:
 def _fetch_folder(repository: str, folder: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
+    inside = folder.lstrip("/")
     HfApi().model_info(repository, timeout=ANSWER_WITHIN)
-    return Path(snapshot_download(repository, allow_patterns=f"{folder}*", etag_timeout=ANSWER_WITHIN)) / folder
+    return Path(snapshot_download(repository, allow_patterns=f"{inside}*", etag_timeout=ANSWER_WITHIN)) / inside
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:

@@ -120,6 +120,11 @@ def open_source(source: Source, system: str | None = None) -> Opened:
 
     if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
         path = path.parent
+    described = _described(path)
+    if described is not None:
+        found, config = described
+        weights = read_sharded(path) if shards_of(path) else read_tensors(path / WEIGHTS_FILE)
+        return Opened(find_system(system or found), {"model": weights, "config": config}, None, path, named)
     sharded = path.is_dir() and bool(shards_of(path))
     if path.is_dir() and not sharded:
         folder = path if (path / CONFIG_FILE).is_file() else path / "model"
@@ -138,6 +143,19 @@ def open_source(source: Source, system: str | None = None) -> Opened:
     if system is None and named is not None:
         system = named.system
     return Opened(_recognise(content, system, str(path)), content, None, path, named)
+
+
+def _described(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """System and configuration of a published folder in the layout of transformers, if it is one that is known here."""
+    import json
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    found = next((each.name for each in SYSTEMS.values() if kind is not None and kind in each.model_types), None)
+    return None if found is None else (found, config)
 
 
 def _listing(folder: Path) -> str:

@@ -127,6 +127,17 @@ def _infinity(size: str, file: str, tokenizer: str, summary: str) -> NamedModel:
     )
 
 
+def _vargpt(version: str, repository: str, summary: str) -> NamedModel:
+    return NamedModel(
+        name=f"vargpt-{version}",
+        system="vargpt",
+        summary=summary,
+        terms="Apache-2.0 (VARGPT-family); the language model's own terms beside it",
+        repository=f"VARGPT-family/{repository}",
+        file="/",
+    )
+
+
 def _star(name: str, file: str, scales: str, summary: str) -> NamedModel:
     return NamedModel(
         name=f"star-{name}",
@@ -243,6 +254,9 @@ _MODELS = (
     _infinity("2b", "infinity_2b_reg.pth", "d32", "1024 px in 15 aspect ratios, 2.2 B parameters, GenEval 0.69"),
     _infinity("8b", "infinity_8b_weights/", "d56", "1024 px in 15 aspect ratios, 8.4 B parameters, DPG 86.6"),
     _infinity("8b-512", "infinity_8b_512x512_weights/", "d56", "512 px, 8.4 B parameters, halfway through training"),
+    _vargpt("v1", "VARGPT_LLaVA-v1", "conversations with images of 256 px, 7 B language model and 2 B decoder"),
+    _vargpt("v1.1", "VARGPT-v1.1", "conversations with images of 512 px, 7.6 B language model and 2.2 B decoder"),
+    _vargpt("v1.1-edit", "VARGPT-v1.1-edit", "the same, taught to change images"),
     _star("d16-256", "*d16*", "1 2 3 4 5 6 8 10 13 16", "256 px, 275 M parameters"),
     _star("d30-256", "*d30*256*|*256*d30*", "1 2 3 4 5 6 8 10 13 16", "256 px, 1.7 B parameters"),
     _star("d30-512", "*512*", "1 2 3 4 6 9 13 18 24 32", "512 px, 1.7 B parameters"),

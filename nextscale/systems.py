@@ -36,6 +36,8 @@ class System:
         complete, unless its configuration has an entry ``needs``: names, each with a model's name or a path.
     overrides: what else an official file cannot tell.
     stated_terms: of published weights that lie where nothing can be fetched by name.
+    model_types: by which the ``config.json`` of a published folder in the layout of transformers names it. The class
+        is then given ``{"model": state dict, "config": what that file says}``.
     combines: system whose models it puts together with what it needs. Its own official files are that system's; any
         model of it may be given, and the class has ``of(model, **needs, **overrides)`` in place of ``from_official``.
     """
@@ -47,6 +49,7 @@ class System:
     overrides: tuple[str, ...] = ()
     combines: str | None = None
     stated_terms: str | None = None
+    model_types: tuple[str, ...] = ()
 
     def recognises(self, content: Mapping[str, Any]) -> bool:
         """Whether a file's content is of this system, in its official layout."""
@@ -122,6 +125,13 @@ _SYSTEMS = (
         module="nextscale.tasks.tokenizers.residual_vq",
         class_name="ResidualVQ",
         overrides=("schedule", "unit_norm", "smoothing", "beta", "norm_groups"),
+    ),
+    System(
+        name="vargpt",
+        module="nextscale.tasks.generation.vargpt",
+        class_name="VARGPT",
+        overrides=("schedule", "cross_attention", "labelled", "join_images", "guidance", "temperature", "norm_groups"),
+        model_types=("vargpt_llava", "vargpt_qwen2_vl"),
     ),
     System(
         name="flexvar",
@@ -271,6 +281,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "infinity": Recipe(
         "nextscale.tasks.generation.infinity_recipe:InfinityRecipe", "text to image, over pyramids of bits"
+    ),
+    "vargpt": Recipe(
+        "nextscale.tasks.generation.vargpt_recipe:VARGPTRecipe",
+        "conversations with images to read and to draw, around a language model; or by preferences",
     ),
     "star": Recipe(
         "nextscale.tasks.generation.star_recipe:STARRecipe",
