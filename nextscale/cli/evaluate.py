@@ -12,6 +12,7 @@ EVALUATIONS: dict[str, str] = {
     "depth": "a depth model, or a folder of predictions, on KITTI, NYU and others by their protocols",
     "generation": "FID, sFID, Inception score, KID, precision, recall and CLIP score of a model or of images",
     "tokenizer": "rFID, PSNR, SSIM, LPIPS and use of the codebook of what a tokenizer makes of images",
+    "understanding": "questions about images: POPE, MME, MMBench, SEED-Bench in their own files, and captions",
     "text-to-image": "draw the prompts of GenEval, DPG or HPS in their layouts; CLIP score, GenEval's score",
     "restoration": "PSNR, SSIM and LPIPS of a model, a classical method or a folder of restored images",
     "shapes": "Chamfer distances, F-score and IoU of rebuilt shapes; COV, MMD, 1-NN, FID and KID of generated ones",
