@@ -17,7 +17,6 @@ COMMANDS = {
     "info": "what a file, folder or named model holds",
     "generate": "draw images",
     "chat": "talk with a model that answers in words and images",
-    "chat": "talk with a model that answers in words and images",
     "edit": "draw part of an image anew, or continue it beyond its edges",
     "shape": "3D shapes of a class, a picture or a text: meshes, pictures, turntables, a page to turn them on",
     "depth": "depth of photos: as maps, pictures, points, or seen from elsewhere",
