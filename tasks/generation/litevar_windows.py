@@ -26,8 +26,7 @@ ALL, NONE = 32767, 0
 """Widths that keep every key of a scale, and none of them."""
 
 TILE = (4, 16)
-"""Neighbouring queries that share their keys, at least and at most, where no number is given; between, half a row of the
-map."""
+"""Neighbouring queries that share their keys, at least and at most, unless a number is given; between, half a row."""
 
 GROUPS = 4
 """Matrix products that one scale's tiles are gathered into, at most: each is as wide as its widest tile."""
