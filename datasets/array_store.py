@@ -1,8 +1,8 @@
 """Rows of arrays packed into NumPy files that are mapped into memory, with a record of every source they came from.
 
-A folder holds of each shard a file per column, ``surface-00000.npy`` (rows, ...), and ``records-00000.json``, a record of
-each source that was looked at, whether it became a row or was refused; and ``index.json``: settings, columns, and each
-shard's numbers of rows and sources.
+A folder holds of each shard a file per column, ``surface-00000.npy`` (rows, ...), and ``records-00000.json``: a record
+of each source that was looked at, whether it became a row or was refused. ``index.json`` holds settings, columns, and
+each shard's numbers of rows and sources.
 """
 
 from __future__ import annotations
