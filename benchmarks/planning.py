@@ -3,8 +3,8 @@
     python benchmarks/planning.py                      # parameters and operations of every preset, on the meta device
     python benchmarks/planning.py --run --depth 8      # and the peak memory of a VAR's training step, planned and real
 
-The real step is loss, backward, clipping and AdamW. On the CPU its peak is the process's largest resident size over what
-it was before the model was built; on a GPU what PyTorch held at most.
+The real step is loss, backward, clipping and AdamW. On the CPU its peak is the process's largest resident size over
+what it was before the model was built; on a GPU what PyTorch held at most.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from contextlib import nullcontext
 from unittest import mock
 
 import torch
-from common import peak_memory, reset_peak_memory
+from common import peak_memory, reset_peak_memory  # type: ignore[import-not-found,unused-ignore]
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from nextscale.core.optim import parameter_groups
 from nextscale.core.training import TrainingConfig
-from nextscale.planning import PLANNED, Subject, class_subject, plan, preset_subject, presets, valueless
+from nextscale.planning import Subject, plan, valueless
+from nextscale.planning_subjects import PLANNED, class_subject, preset_subject, presets
 from nextscale.tasks.generation.var import VAR, VARConfig
 from nextscale.tasks.generation.var_training import VARTraining
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-# PyTorch's table has the kernels of GPUs only; the CPU's does the same products.
-_CPU_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-def operation_counter() -> FlopCounterMode:
-    """Counts the floating-point operations of products, convolutions and attention made under it."""
-    return FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_operations(call: Callable[[], object]) -> int:
     """Floating-point operations of the products and convolutions of a call; free on the meta device."""
-    with operation_counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
+
+
+class FusedAttention:
+    """Within, attention is held as a fused kernel holds it, by tensors whose values do not matter: its result and a
+    number a row.
+
+    Attributes:
+        operations: of its products so far, two forward and four backward, as PyTorch counts them on the meta device. (A
+            kernel that makes the scores anew on the way back does a fifth.)
+    """
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+    def __enter__(self) -> Self:
+        # Not a mode of functions: those are left within the backward pass, where checkpoints compute again.
+        self._kept = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = self._attend
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        F.scaled_dot_product_attention = self._kept
+
+    def _attend(self, *tensors: Tensor, **_: Any) -> Tensor:
+        if torch.is_autocast_enabled(tensors[0].device.type):
+            tensors = tuple(t.to(torch.get_autocast_dtype(t.device.type)) for t in tensors)
+        out: Tensor = _Fused.apply(self, *tensors[:3])
+        return out
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, counter: FusedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        ctx.counter = counter
+        ctx.products = 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        counter.operations += ctx.products
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        ctx.counter.operations += 2 * ctx.products
+        return None, *(torch.empty_like(given) for given in ctx.saved_tensors[:3])
 
 
 def nbytes(*modules: nn.Module) -> int:

@@ -36,7 +36,8 @@ def run(arguments: Any) -> None:
     from dataclasses import replace
 
     from nextscale.cli.console import say
-    from nextscale.planning import GPUS, plan, preset_subject, subject_of, valueless
+    from nextscale.planning import GPUS, plan, valueless
+    from nextscale.planning_subjects import preset_subject, subject_of
 
     if arguments.gpu not in GPUS:
         raise ValueError(f"--gpu is {arguments.gpu!r}; known are {', '.join(GPUS)}")
