@@ -60,7 +60,7 @@ def repair(mesh: Mesh, opening: Opening = "rebuild", resolution: int = 128) -> R
     if not len(mesh.faces):
         made = from_points(mesh, resolution)
         steps.append(f"reconstructed from {len(mesh.vertices)} points")
-        return Repaired(_checked(made, steps, resolution), steps, watertight=False)
+        return Repaired(_checked(made, steps, opening, resolution), steps, watertight=False)
     mesh = _cleaned(mesh, steps)
     watertight = closed(mesh.faces)
     components = len(pieces(mesh))
@@ -75,7 +75,7 @@ def repair(mesh: Mesh, opening: Opening = "rebuild", resolution: int = 128) -> R
         steps.append(f"{opening}: {edges} open edges, closed on a grid of {resolution} cells")
     else:
         mesh = _outwards(mesh, steps)
-    return Repaired(_checked(mesh, steps, resolution), steps, watertight, components)
+    return Repaired(_checked(mesh, steps, opening, resolution), steps, watertight, components)
 
 
 def _cleaned(mesh: Mesh, steps: list[str]) -> Mesh:
@@ -147,13 +147,13 @@ def _outwards(mesh: Mesh, steps: list[str]) -> Mesh:
     return replace(mesh, faces=faces)
 
 
-def _checked(mesh: Mesh, steps: list[str], resolution: int) -> Mesh:
+def _checked(mesh: Mesh, steps: list[str], opening: Opening, resolution: int) -> Mesh:
     """A closed mesh that bounds its volume everywhere: bodies united, or rebuilt, where it does not.
 
     Raises:
         MeshError: even so it does not.
     """
-    if not len(mesh.faces) or mesh.volume <= 0:
+    if not len(mesh.faces) or (mesh.volume <= 0 and opening != "thicken"):
         raise MeshError("it encloses no volume")
     if _wrong(mesh) > _BAD:
         whole = united(mesh)
@@ -161,8 +161,14 @@ def _checked(mesh: Mesh, steps: list[str], resolution: int) -> Mesh:
             steps.append(f"united bodies that overlap: {len(mesh.faces)} faces became {len(whole.faces)}")
             mesh = whole
         else:
-            mesh = rebuilt(mesh, resolution)
-            steps.append(f"rebuilt on a grid of {resolution} cells, as it cuts through itself")
+            try:
+                mesh = rebuilt(mesh, resolution)
+                steps.append(f"rebuilt on a grid of {resolution} cells, as it cuts through itself")
+            except MeshError:
+                if opening != "thicken":
+                    raise
+                mesh = thickened(mesh, resolution)
+                steps.append(f"thicken: sheets of two sides, thickened on a grid of {resolution} cells")
     if not closed(mesh.faces) or mesh.volume <= 0:
         raise MeshError("it encloses no volume, also after it was rebuilt")
     if (share := _wrong(mesh)) > _BAD:

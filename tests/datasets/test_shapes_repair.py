@@ -117,6 +117,18 @@ def test_an_open_surface_is_rebuilt_thickened_or_refused() -> None:
     assert repair(sheet, "thicken", 32).mesh.volume > 0
 
 
+def test_sheets_of_two_sides_are_thickened_or_refused() -> None:
+    """Closed by its edges, and around nothing: as chairs of back-to-back faces are."""
+    sheet = trimesh.creation.box((1, 1, 1))
+    once = np.asarray(sheet.faces[:2])
+    mesh = Mesh(np.asarray(sheet.vertices, float), np.concatenate((once, once[:, ::-1])).astype(np.int64))
+    assert closed(mesh.faces)
+    with pytest.raises(MeshError, match="no volume"):
+        repair(mesh, resolution=32)
+    repaired = repair(mesh, "thicken", 32)
+    assert closed(repaired.mesh.faces) and 0.1 < repaired.mesh.volume < 0.8
+
+
 def test_a_lattice_sees_the_generalised_winding_number() -> None:
     mesh = mesh_of(without(30))
     ticks = (np.arange(9) + 0.137) / 9 * 2.6 - 1.3
