@@ -36,7 +36,7 @@ class FusedAttention:
     def __enter__(self) -> Self:
         # Not a mode of functions: those are left within the backward pass, where checkpoints compute again.
         self._kept = F.scaled_dot_product_attention
-        F.scaled_dot_product_attention = self._attend
+        F.scaled_dot_product_attention = self._attend  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
