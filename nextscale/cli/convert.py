@@ -66,6 +66,11 @@ def run(arguments: Any) -> None:
         roles.get(arguments.part, model).save(out)
         say(f"written: {out}")
         return
+    if hasattr(model, "save_official") and roles.get(arguments.part, model) is model:
+        if out.suffix:
+            raise ValueError(f"{out}: the official code reads a folder of such a model; name a folder")
+        say(f"written: {model.save_official(out)}")
+        return
     chosen = roles if arguments.part == "all" else {arguments.part: roles[arguments.part]}
     names = getattr(model, "official_names", {})
     files = {names.get(role, part.official_name): part for role, part in chosen.items()}

@@ -8,7 +8,7 @@ Infinity (v1.1), makes the next map of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -28,39 +28,26 @@ from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.generation.infinity import Infinity
 from nextscale.tasks.generation.var import VAR
 from nextscale.tasks.generation.vargpt_chat import Chats
+from nextscale.tasks.generation.vargpt_conditions import CONDITIONAL, DROPPED, Conditions, put_constants
 from nextscale.tasks.generation.vargpt_config import VARGPTConfig
 from nextscale.tasks.generation.vargpt_language import LanguageModel, Llava, Projector, Qwen2VL
-from nextscale.tasks.generation.vargpt_layout import from_layout, is_official, read_layout, to_layout
+from nextscale.tasks.generation.vargpt_layout import (
+    SHARD_BYTES,
+    from_layout,
+    is_official,
+    read_layout,
+    to_layout,
+    write_folder,
+)
 from nextscale.tasks.generation.vargpt_sampling import Noise, Painting, State, branches
 from nextscale.tasks.tokenizers.bitwise_schedules import reference_grid
 from nextscale.tasks.tokenizers.bitwise_vq import BitwiseVQ
 from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
-__all__ = ["SYSTEM", "VARGPT", "Conditions", "is_official"]
+__all__ = ["SYSTEM", "VARGPT", "is_official"]
 
 SYSTEM = "vargpt"
-CONDITIONAL, DROPPED = 0, 1
-"""The two conditions that a decoder knows: its label, and the label's absence."""
-
-
-@dataclass(frozen=True, eq=False)
-class Conditions:
-    """All that depends on the two conditions alone, of each.
-
-    Attributes:
-        starts: what stands at the first token.
-        blocks: modulation of every block.
-        head: modulation of the head.
-    """
-
-    starts: Float[Tensor, "rows width"]
-    blocks: Float[Tensor, "depth rows 6 width"]
-    head: Float[Tensor, "rows 2 width"]
-
-    def of(self, rows: Int[Tensor, " batch"]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Starts, modulations of the blocks and of the head, of each row of a batch."""
-        return self.starts[rows], [block[rows][:, None] for block in self.blocks.unbind()], self.head[rows][:, None]
 
 
 class VARGPT(Chats, nn.Module):
@@ -92,7 +79,7 @@ class VARGPT(Chats, nn.Module):
         self.to_language = Projector(width, self.language.width)
         self.from_language = Projector(self.language.width, width)
         if config.folded:
-            self._unfold(None)
+            put_constants(self, None)
 
     @property
     def tokenizer(self) -> Any:
@@ -136,29 +123,9 @@ class VARGPT(Chats, nn.Module):
         In v1 0.66 G parameters become 0.7 M; results are the same. Changes the model in place.
         """
         if not self.config.folded:
-            self._unfold(self.conditions())
+            put_constants(self, self.conditions())
             self.config = replace(self.config, folded=True)
         return self
-
-    def _unfold(self, found: Conditions | None) -> None:
-        """Put constants, without values where none are given, in the place of the maps."""
-        transformer: Any = self.decoder.transformer
-        sizes = self.config.decoder.transformer
-        shapes = ((2, sizes.width), (sizes.depth, 2, 6, sizes.width), (2, 2, sizes.width))
-        values = [torch.empty(s) for s in shapes] if found is None else [found.starts, found.blocks, found.head]
-        for name, value in zip(("starts", "blocks", "head"), values, strict=True):
-            self.register_parameter(f"folded_{name}", nn.Parameter(value.clone(), requires_grad=False))
-        transformer.shared_modulation = None
-        for block in transformer.blocks:
-            block.modulation = None
-            if hasattr(block, "modulation_offset"):
-                del block.modulation_offset
-        gone = ["class_embedding"] if self.config.var is not None else ["pool", "text_norm", "memory"]
-        for name in gone:
-            setattr(self.decoder, name, None)
-        cast(Any, self.decoder.head).modulation = None
-        if self.config.infinity is not None:
-            self.start_embedding = None
 
     # --- the decoder's part ---------------------------------------------------------------------------------
 
@@ -363,6 +330,16 @@ class VARGPT(Chats, nn.Module):
     def official_name(self) -> str:
         return "model.safetensors"
 
+    def save_official(self, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> Path:
+        """Write a folder as published: the state dict in parts, ``config.json``, and the tokenizer's files.
+
+        Raises:
+            ValueError: the model is folded.
+        """
+        place = write_folder(self, Path(folder), shard_bytes)
+        self.save_processor(place, inside="")
+        return place
+
     @classmethod
     def read_official(cls, content: Mapping[str, Any], **overrides: Any) -> tuple[VARGPTConfig, dict[str, Tensor]]:
         """Configuration and flat state dict of an official folder; overrides as for :meth:`from_official`."""
@@ -390,4 +367,4 @@ class VARGPT(Chats, nn.Module):
     @property
     def parts(self) -> dict[str, Any]:
         """The models a folder holds, by what they are."""
-        return {"language": self.language, "transformer": self.decoder, "tokenizer": self.tokenizer}
+        return {"model": self, "transformer": self.decoder, "tokenizer": self.tokenizer}

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nextscale.core.random import ImageDraws, image_seeds
-from nextscale.tasks.generation.vargpt_images import MessageError, Processor
+from nextscale.tasks.generation.vargpt_images import FOLDER, MessageError, Processor
 from nextscale.tasks.generation.vargpt_sampling import State
 from nextscale.tasks.generation.vargpt_writing import Choice, Written, add, read, writing
 
@@ -117,12 +117,12 @@ class Chats:
     def processor(self, processor: Processor) -> None:
         self._processor = processor
 
-    def save_processor(self, folder: Path) -> None:
-        """Write the tokenizer beside a saved model, if there is one."""
+    def save_processor(self, folder: Path, inside: str = FOLDER) -> None:
+        """Write the tokenizer beside a saved model, if there is one, in a folder there or beside it."""
         if self._processor is None and self.home is None:
             return
         try:
-            self.processor.save(folder)
+            self.processor.save(folder / inside)
         except FileNotFoundError:
             return  # loaded without one
 

@@ -124,13 +124,13 @@ class Processor:
         return cls(config, AutoTokenizer.from_pretrained(place, trust_remote_code=False), **sizes)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into a folder inside the model's."""
+        """Write the tokenizer's files into a folder."""
         with TemporaryDirectory() as temporary:
             self.tokenizer.save_pretrained(temporary)
             for path in sorted(Path(temporary).rglob("*")):
                 if path.is_file():
                     content = path.read_bytes()
-                    target = folder / FOLDER / path.relative_to(temporary)
+                    target = folder / path.relative_to(temporary)
                     write_atomically(target, partial(_put, content=content))
 
     # --- text ----------------------------------------------------------------------------------------------

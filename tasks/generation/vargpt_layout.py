@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nextscale.core.checkpoint import CheckpointError, KeyMap, find_state_dict
+from nextscale.core.checkpoint import CheckpointError, KeyMap, find_state_dict, write_atomically, write_json
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.generation import infinity, infinity_layout, official_layout, var
 from nextscale.tasks.generation.vargpt_config import PRESETS, MarkTokens, VARGPTConfig
@@ -48,6 +50,8 @@ _V11 = KeyMap(
         ("start_embedding", "sos_embedding"),
     ]
 )
+SHARD_BYTES = 5 * 10**9
+"""Most bytes of one part of a state dict that is written, as transformers has it."""
 _HITS = "vae_local.quantize.ema_vocab_hit_SV"
 """A count of v1's tokenizer over its training, which nothing reads."""
 
@@ -140,6 +144,30 @@ def to_layout(model: VARGPT) -> dict[str, Tensor]:
         hits = torch.zeros(len(config.schedule), config.var.vocabulary)
         tokens.setdefault(_HITS.removeprefix(TOKENIZER), hits)
     return official | {f"{TOKENIZER}{name}": value for name, value in tokens.items()}
+
+
+def write_folder(model: VARGPT, folder: Path, shard_bytes: int) -> Path:
+    """A published folder: the state dict in parts of at most so many bytes, their index, and ``config.json``."""
+    from safetensors.torch import save_file
+
+    parts: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for name, value in model.to_official().items():
+        if parts[-1] and size + value.nbytes > shard_bytes:
+            parts.append({})
+            size = 0
+        # Of its own memory: a part of a larger tensor, or one that has two names, cannot be written as it is.
+        parts[-1][name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        size, total = size + value.nbytes, total + value.nbytes
+    names: dict[str, str] = {}
+    for number, part in enumerate(parts, 1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        write_atomically(folder / file, partial(save_file, part, metadata={"format": "pt"}))
+        names |= dict.fromkeys(part, file)
+        part.clear()
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names})
+    write_json(folder / "config.json", to_transformers(model.config))
+    return folder
 
 
 # --- configurations -------------------------------------------------------------------------------------

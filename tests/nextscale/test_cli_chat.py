@@ -12,7 +12,6 @@ from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.generation.vargpt import VARGPT
-from nextscale.tasks.generation.vargpt_layout import to_transformers
 from nextscale.tasks.generation.vargpt_small import SmallSizes, small_model
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ, ResidualVQConfig
 
@@ -88,23 +87,20 @@ def test_other_models_hold_no_conversation(forms, tmp_path, capsys):
     assert "holds no conversation" in capsys.readouterr().err
 
 
-def test_published_folders_load(folder, tmp_path):
-    """config.json of transformers, and the state dict in two parts."""
-    from safetensors.torch import save_file
-
+def test_published_folders_load(folder, tmp_path, capsys):
+    """config.json of transformers, and the state dict in parts; written by the converter, and back."""
     import nextscale
 
-    model = nextscale.load(folder)
-    official, config = model.to_official(), to_transformers(model.config)
-    names = sorted(official)
-    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, part in halves.items():
-        save_file({name: official[name].contiguous() for name in part}, tmp_path / file)
-    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    model.processor.tokenizer.save_pretrained(tmp_path)
-    loaded = nextscale.load(tmp_path, schedule="1 2 3")
+    model, out = nextscale.load(folder), tmp_path / "published"
+    official = model.to_official()
+    model.save_official(out, shard_bytes=100_000)
+    assert len(list(out.glob("model-*.safetensors"))) > 2
+    loaded = nextscale.load(out, schedule="1 2 3")
     assert loaded.config.labelled is False and loaded.processor.render([{"role": "user", "content": "a cat"}])
     again = loaded.to_official()
     assert all(torch.equal(again[name], value) for name, value in official.items())
+    assert main(["info", str(out)]) == 0 and main(["info", str(folder)]) == 0
+    assert main(["convert", str(folder), str(tmp_path / "whole")]) == 0
+    assert main(["convert", str(tmp_path / "whole"), str(tmp_path / "own"), "--scales", "1 2 3"]) == 0
+    kept = nextscale.load(tmp_path / "own").state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
