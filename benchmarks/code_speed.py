@@ -26,7 +26,6 @@ from common import (
     in_turn,
     machine,
     median_ratio,
-    nbytes,
     peak_memory,
     product_rate,
     report,
@@ -34,6 +33,7 @@ from common import (
 )
 from torch import nn
 
+from nextscale.core.accounting import nbytes
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import weightless
 from nextscale.core.quantizer import ResidualQuantizer

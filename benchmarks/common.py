@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import write_json
@@ -126,19 +124,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int | None = No
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(6))
 
 
-def count_operations(call: Callable[[], object]) -> int:
-    """Floating-point operations of the products and convolutions of a call; free on the meta device."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
 # --- memory -------------------------------------------------------------------------------------------
-
-
-def nbytes(*modules: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()))
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -21,15 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import PRECISIONS, machine, nbytes, peak_memory, reset_peak_memory, seconds
+from common import PRECISIONS, machine, peak_memory, reset_peak_memory, seconds
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from nextscale.core.accounting import Alive, nbytes
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import write_json
 from nextscale.core.cross_attention import Packed
@@ -131,39 +128,6 @@ class FusedAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and args[0].device.type == "meta":
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors made under it that are alive, and the most there ever were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak, self._known = 0, dict[int, tuple[StorageWeakRef, int]]()
-        self._most = 0  # of the tensors known, were they all alive still
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        # What an operation took in is alive together with what it makes.
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                key = storage._cdata
-                if key not in self._known or self._known[key][0].expired():
-                    self._known[key] = (StorageWeakRef(storage), storage.nbytes())
-                    self._most += storage.nbytes()
-        if self._most > self.peak:
-            self.peak = max(self.peak, self.bytes())
-        return out
-
-    def bytes(self) -> int:
-        self._known = {key: entry for key, entry in self._known.items() if not entry[0].expired()}
-        self._most = sum(size for _, size in self._known.values())
-        return self._most
-
-    def forget_peak(self) -> None:
-        self.peak = self.bytes()
 
 
 @contextmanager

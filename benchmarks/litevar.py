@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import in_child, in_turn, machine, median_ratio, nbytes, peak_memory, random_model, reset_peak_memory
+from common import in_child, in_turn, machine, median_ratio, peak_memory, random_model, reset_peak_memory
 from generation_quality import batches
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import nextscale
+from nextscale.core.accounting import nbytes
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import write_json
 from nextscale.core.schedule import ScaleSchedule

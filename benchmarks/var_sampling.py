@@ -24,7 +24,6 @@ from common import (
     Side,
     add_model_arguments,
     chosen_device,
-    count_operations,
     in_child,
     in_turn,
     lower_precision,
@@ -39,6 +38,7 @@ from common import (
 )
 from official_var import OfficialVAR
 
+from nextscale.core.accounting import count_operations
 from nextscale.loading import cast
 from nextscale.tasks.generation.var import VAR
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ

@@ -23,7 +23,6 @@ from common import (
     Side,
     add_model_arguments,
     chosen_device,
-    count_operations,
     in_child,
     in_turn,
     lower_precision,
@@ -39,6 +38,7 @@ from common import (
 from official_var import OfficialVAR
 from torch import Tensor, nn
 
+from nextscale.core.accounting import count_operations
 from nextscale.core.attention import attend_segments
 from nextscale.core.optim import parameter_groups
 from nextscale.tasks.generation.var import VAR
