@@ -123,6 +123,10 @@ def attend(
     kernel: str | None = None,
 ) -> Float[Tensor, "batch queries heads size"]:
     """softmax(``scale`` q k^T) v over all the keys."""
+    if kernel is None and _dense_is_faster(query):
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+        weights = torch.bmm(q * scale, k.mT).softmax(-1).to(v.dtype)
+        return torch.bmm(weights, v).unflatten(0, (len(query), -1)).transpose(1, 2)
     return select_kernel(query, kernel)(query, key, value, scale)
 
 
