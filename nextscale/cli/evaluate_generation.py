@@ -40,7 +40,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--limit", type=int | None, default=None, help="only the first so many images of each kind")
     parser.add_argument("--out", type=str, default="out/generation", help="folder of images and figures")
     group = parser.add_argument_group("images to draw")
-    group.add_argument("--num", type=int, default=50_000, help="how many; classes (or prompts) take turns")
+    group.add_argument("--images", type=int, default=50_000, help="how many; classes (or prompts) take turns")
     group.add_argument("--classes", nargs="+", type=str, default=None, help="numbers or ranges; all, unless named")
     group.add_argument("--prompts", type=str | None, default=None, help="file of prompts, of models that read text")
     group.add_argument("--steps", type=int | None, default=None, help="FlowAR: steps from noise; FlexVAR: scales")
@@ -65,7 +65,7 @@ def run(arguments: Any) -> None:
     from nextscale.evaluation.networks import open_network
     from nextscale.loading import choose_device
 
-    for name in ("num", "limit", "size"):
+    for name in ("images", "limit", "size"):
         if arguments[name] is not None and arguments[name] < 1:
             raise ValueError(f"--{name} is {arguments[name]}; expected 1 or more")
     device = choose_device(arguments.device)
@@ -206,6 +206,7 @@ def drawn_sets(
     arguments: Any, points: list[dict[str, Any]], out: Path
 ) -> Iterator[tuple[dict[str, Any], tuple[Callable[[], Any], Callable[[], float] | None]]]:
     """For each point of a sweep the images, drawn by all processes together; given to the first process only."""
+    import torch
     from accelerate import PartialState
 
     import nextscale
@@ -214,7 +215,8 @@ def drawn_sets(
     from nextscale.cli.parsing import loading_options, needed
     from nextscale.tasks.generation.evaluation_samples import SampleRun, draw_samples, drawn_batches, merge
 
-    state = PartialState()
+    # Without being told, processes on CPUs do not know of each other.
+    state = PartialState(cpu=not torch.cuda.is_available() or arguments.device == "cpu")
     loading = loading_options(arguments)
     if state.num_processes > 1 and arguments.device is None:
         loading["device"] = str(state.device)
@@ -227,7 +229,7 @@ def drawn_sets(
     for point in points:
         options = options_of(model, arguments, point)
         told = {name: str(value) if name == "schedule" else value for name, value in options.items()}
-        sample = SampleRun(owner, arguments.num, conditions, arguments.seed, told)
+        sample = SampleRun(owner, arguments.images, conditions, arguments.seed, told)
         folder = out / "samples" / "-".join(f"{name}={value}" for name, value in point.items())
 
         def generate(given: list[Any], seeds: list[int], options: dict[str, Any] = options) -> Any:

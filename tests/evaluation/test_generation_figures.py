@@ -1,6 +1,7 @@
 """Figures, statistics files and networks against independent computations."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_the_fields_reference_batches_are_read(tmp_path: Path) -> None:
     pixels, rng = pictures(50, 3), np.random.default_rng(0)
     whole = statistics(200, 1)
     assert whole.spatial is not None
-    arrays = {"mu": whole.moments.mean, "sigma": whole.moments.covariance, "arr_0": pixels}
+    arrays: dict[str, Any] = {"mu": whole.moments.mean, "sigma": whole.moments.covariance, "arr_0": pixels}
     arrays |= {"mu_s": whole.spatial.mean, "sigma_s": whole.spatial.covariance}
     np.savez(tmp_path / "VIRTUAL.npz", **arrays, arr_1=rng.integers(0, 9, 50))
     inception = network(inception=True)

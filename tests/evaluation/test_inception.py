@@ -18,7 +18,7 @@ def weights() -> dict[str, torch.Tensor]:
         shape = tuple(value.shape)
         if name.endswith("num_batches_tracked"):
             continue
-        draws = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+        draws: np.ndarray = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
         if name.endswith(("running_var", "bn.weight")):
             draws = 1 + 0.1 * np.abs(draws)
         elif len(shape) == 1:

@@ -44,7 +44,7 @@ def test_a_model_is_drawn_and_measured_and_a_sweep_gives_a_curve(
     forms: SimpleNamespace, network: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept, out = tmp_path / "kept.npz", tmp_path / "sweep"
-    command = ["evaluate", "generation", str(forms.folder), "--network", network, "--num", "12", "--device", "cpu"]
+    command = ["evaluate", "generation", str(forms.folder), "--network", network, "--images", "12", "--device", "cpu"]
     sweep = ["--sweep", "guidance=0,2", "top_k=0,4"]
     assert main([*command, "--reference", str(photos), "--keep", str(kept), "--out", str(out), "--npz", *sweep]) == 0
     points = figures(out)
