@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nextscale.core import attention
+from nextscale.core import attention, fused
 from nextscale.core.accounting import Alive, FusedAttention, nbytes
 from nextscale.core.training import TrainingConfig, TrainingTask
 from nextscale.core.transformer import NextScaleTransformer
@@ -199,24 +199,24 @@ def _step(
 
     forward = 0
     # One after the other: the counter of operations itself keeps tensors.
-    with _as_on_a_gpu(), FlopCounterMode(display=False) as counter, FusedAttention() as fused:
+    with _as_on_a_gpu(), FlopCounterMode(display=False) as counter, FusedAttention() as kernel:
 
         def note() -> None:
             nonlocal forward
-            forward = int(counter.get_total_flops()) + fused.operations
+            forward = int(counter.get_total_flops()) + kernel.operations
 
         lead(note)
     with _as_on_a_gpu(), Alive() as alive, FusedAttention():
         lead()
-    return forward, int(counter.get_total_flops()) + fused.operations, alive.peak
+    return forward, int(counter.get_total_flops()) + kernel.operations, alive.peak
 
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """Short sequences are not attended to densely, which is faster on CPUs only."""
-    length = attention.DENSE_LENGTH
-    attention.DENSE_LENGTH = 0
+    """Without what only CPUs do: dense attention for short sequences, and oneDNN's layers, which no counter knows."""
+    length, onednn = attention.DENSE_LENGTH, fused._onednn_computes
+    attention.DENSE_LENGTH, fused._onednn_computes = 0, lambda *_: False
     try:
         yield
     finally:
-        attention.DENSE_LENGTH = length
+        attention.DENSE_LENGTH, fused._onednn_computes = length, onednn
