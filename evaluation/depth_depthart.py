@@ -1,6 +1,6 @@
 """DepthART's evaluator: five alignments, errors, and the share of pixels that are *wrong* by more than a ratio.
 
-Bekuzarov et al., DepthART, IJCAI 2025, and its released code; all in the arithmetic of that code, float32.
+Gabdullin et al., DepthART, IJCAI 2025, and its released code; all in the arithmetic of that code, float32.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from nextscale.tasks.shapes.sar3d_rendering import Noise, camera_rays, pluecker
 from nextscale.tasks.shapes.sar3d_tokenizer import TriplaneVQ
 from nextscale.tasks.shapes.sar3d_views import encoder_input
 from nextscale.tasks.tokenizers.discriminator import PatchDiscriminator
-from nextscale.tasks.tokenizers.training import ReconstructionLossConfig, _perceptual
+from nextscale.tasks.tokenizers.training import ReconstructionLossConfig, perceptual_loss
 
 
 class CodeUsage:
@@ -237,7 +237,7 @@ class TriplaneTraining(TrainingTask):
                     f"{self.discriminator.smallest_side}: enlarge patch or set adversarial to 0"
                 )
             self.phases["discriminator"] = self.discriminator
-        self._perceptual = _perceptual(
+        self._perceptual = perceptual_loss(
             ReconstructionLossConfig(vgg_weights=config.vgg_weights, lpips_weights=config.lpips_weights)
         )
         self.usage = CodeUsage(tokenizer.config.schedule, tokenizer.config.quantizer.vocabulary)

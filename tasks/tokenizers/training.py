@@ -96,7 +96,7 @@ class ReconstructionTraining(TrainingTask):
                     f"{self.discriminator.smallest_side}: set adversarial to 0"
                 )
             self.phases["discriminator"] = self.discriminator
-        self._perceptual = _perceptual(config)
+        self._perceptual = perceptual_loss(config)
 
     def active(self, phase: str, step: int) -> bool:
         return phase == "tokenizer" or step >= self.config.adversarial_start
@@ -234,7 +234,12 @@ class TokenizerTraining(ReconstructionTraining):
         self._usage = state["usage"].clone()
 
 
-def _perceptual(config: ReconstructionLossConfig) -> Any:
+def perceptual_loss(config: ReconstructionLossConfig) -> Any:
+    """What compares pictures as they are seen: LPIPS where its weights are given, else a structural distance.
+
+    Raises:
+        ValueError: one of LPIPS' two files is missing.
+    """
     if config.vgg_weights is None and config.lpips_weights is None:
         return structural_loss
     if config.vgg_weights is None or config.lpips_weights is None:
