@@ -1,6 +1,5 @@
 """CAR computes what its official implementation computes, and the replay notices when it does not."""
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,33 +11,8 @@ CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.stem for path in CASES.glob("car_*.npz"))
 
 
-@cache
-def computed(name: str):
-    """A case, and the outputs its errors are taken of."""
-    case = read_case(CASES / f"{name}.npz")
-    return case, operations_of("car")[case.operation](case)
-
-
 def test_every_operation_but_the_tokenizers_has_a_case():
     assert {read_case(CASES / f"{n}.npz").operation for n in NAMES} == set(operations_of("car")) - {"tokenize"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_case(name):
-    case, outputs = computed(name)
-    assert not [error for error in case.errors(outputs) if not error.passed] and not case.unused()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_altered_value_of_any_output_fails(name):
-    case, outputs = computed(name)
-    for output, expected in case.expected.items():
-        spec, altered = case.outputs[output], expected.copy()
-        last = altered.reshape(-1)[-1:]
-        last += 1 if expected.dtype.kind in "iub" else 3 * (spec["atol"] + spec["rtol"] * abs(last))
-        case.expected[output] = altered
-        assert {error.output for error in case.errors(outputs) if not error.passed} == {output}
-        case.expected[output] = expected
 
 
 @pytest.mark.parametrize(

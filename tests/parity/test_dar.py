@@ -1,44 +1,17 @@
 """DAR computes what its official implementation computes, and the replay notices when it does not."""
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from nextscale.parity.case import read_case
-from nextscale.parity.replay import operations_of, replay
+from nextscale.parity.replay import replay
 
 CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.stem for path in CASES.glob("dar_*.npz"))
 
 
-@cache
-def computed(name: str):
-    """A case, and the outputs its errors are taken of."""
-    case = read_case(CASES / f"{name}.npz")
-    return case, operations_of("dar")[case.operation](case)
-
-
 def test_there_are_cases():
     assert len(NAMES) >= 3
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_case(name):
-    case, outputs = computed(name)
-    assert not [error for error in case.errors(outputs) if not error.passed] and not case.unused()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_altered_value_of_any_output_fails(name):
-    case, outputs = computed(name)
-    for output, expected in case.expected.items():
-        spec, altered = case.outputs[output], expected.copy()
-        last = altered.reshape(-1)[-1:]
-        last += 1 if expected.dtype.kind in "iub" else 3 * (spec["atol"] + spec["rtol"] * abs(last))
-        case.expected[output] = altered
-        assert {error.output for error in case.errors(outputs) if not error.passed} == {output}
-        case.expected[output] = expected
 
 
 def test_the_depth_range_comes_from_the_case(changed):

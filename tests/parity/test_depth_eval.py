@@ -1,6 +1,5 @@
 """The published evaluators of depth, replayed; the replay notices an altered value."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,38 +7,12 @@ import pytest
 
 from nextscale.evaluation.depth import depth_metrics
 from nextscale.evaluation.depth_regions import crop
-from nextscale.parity.case import read_case
-from nextscale.parity.replay import operations_of, replay
+from nextscale.parity.replay import replay
 
 from .conftest import write_case
 
 CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.stem for path in CASES.glob("depth_eval_*.npz"))
-
-
-@cache
-def computed(name: str):
-    """A case, and the outputs its errors are taken of."""
-    case = read_case(CASES / f"{name}.npz")
-    return case, operations_of("depth_eval")[case.operation](case)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_case(name):
-    case, outputs = computed(name)
-    assert not [error for error in case.errors(outputs) if not error.passed] and not case.unused()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_altered_value_of_any_output_fails(name):
-    case, outputs = computed(name)
-    for output, expected in case.expected.items():
-        spec, altered = case.outputs[output], expected.copy()
-        first = altered.reshape(-1)[:1]
-        first += 1 if expected.dtype.kind in "iub" else 3 * (spec["atol"] + spec["rtol"] * abs(first))
-        case.expected[output] = altered
-        assert {error.output for error in case.errors(outputs) if not error.passed} == {output}
-        case.expected[output] = expected
 
 
 @pytest.mark.parametrize("name", NAMES)

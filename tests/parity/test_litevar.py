@@ -17,22 +17,6 @@ def test_cases_are_there() -> None:
     assert set(operations_of("litevar")) == {"attention", "sample", "quantize", "quantized_block"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_case(name: str) -> None:
-    """It passes; and one altered value of any output fails."""
-    case = read_case(CASES / f"{name}.npz")
-    outputs = operations_of("litevar")[case.operation](case)
-    assert all(error.passed for error in case.errors(outputs)) and not case.unused()
-    for output, expected in case.expected.items():
-        spec, altered = case.outputs[output], expected.copy().reshape(-1)
-        place = len(altered) // 2
-        by = 1 if expected.dtype.kind in "iub" else 3 * (spec["atol"] + spec["rtol"] * abs(altered[place]))
-        altered[place] += by
-        case.expected[output] = altered.reshape(expected.shape)
-        assert {error.output for error in case.errors(outputs) if not error.passed} == {output}
-        case.expected[output] = expected
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [

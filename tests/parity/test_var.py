@@ -1,6 +1,5 @@
 """VAR computes what its official implementation computes, and the replay notices when it does not."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from nextscale.parity.case import read_case
 from nextscale.parity.replay import operations_of, replay
 
 CASES = Path(__file__).parent / "cases"
-NAMES = sorted(path.stem for path in CASES.glob("var_*.npz"))
 OF_EACH_OPERATION = {
     "tokenize": "var_tok_nonsquare",
     "detokenize": "var_tok_znorm_nonshared_decode",
@@ -25,41 +23,8 @@ OF_EACH_OPERATION = {
 }
 
 
-@cache
-def computed(name: str):
-    """A case and its errors, and the outputs they were taken of."""
-    case = read_case(CASES / f"{name}.npz")
-    outputs = operations_of("var")[case.operation](case)
-    return case, outputs
-
-
 def test_every_operation_has_a_case():
     assert set(operations_of("var")) == set(OF_EACH_OPERATION)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_case(name):
-    case, outputs = computed(name)
-    failed = [error for error in case.errors(outputs) if not error.passed]
-    assert not failed and not case.unused()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_altered_value_of_any_output_fails(name):
-    case, outputs = computed(name)
-    for output, expected in case.expected.items():
-        spec = case.outputs[output]
-        altered = expected.copy().reshape(-1)
-        place = len(altered) // 2
-        if np.isnan(altered[place]):
-            altered[place] = 0.5
-        elif expected.dtype.kind in "iub":
-            altered[place] += 1
-        else:
-            altered[place] += 3 * (spec["atol"] + spec["rtol"] * abs(altered[place]))
-        case.expected[output] = altered.reshape(expected.shape)
-        assert {error.output for error in case.errors(outputs) if not error.passed} == {output}
-        case.expected[output] = expected
 
 
 @pytest.mark.parametrize("operation", OF_EACH_OPERATION)
