@@ -97,7 +97,7 @@ def _plain(path: Path) -> Index:
     index = Index(path)
     total = path.stat().st_size
     with path.open("rb") as file:
-        for name, label, offset, size, _ in _samples(path, file, total):
+        for name, label, offset, size, _ in samples_in(path, file, total):
             index.add(name, label, offset, size)
     return index
 
@@ -107,7 +107,7 @@ def _compressed(path: Path, memory: Memory) -> Index:
     try:
         index = Index(b"")
         with gzip.open(path, "rb") as file:
-            for name, label, _, size, image in _samples(path, file, None):
+            for name, label, _, size, image in samples_in(path, file, None):
                 index.add(name, label, pack.append(image), size)
             try:
                 while file.read(2**20):  # to the end, where the checksum is
@@ -125,21 +125,22 @@ def captions_in(path: Path, side: Side) -> list[str]:
     """The text of each sample of a tar shard, in the order of `open_shards`; empty where it has none."""
     if path.name.endswith(".tar"):
         with path.open("rb") as plain:
-            return [text for _, text, *_ in _samples(path, plain, path.stat().st_size, side)]
+            return [text for _, text, *_ in samples_in(path, plain, path.stat().st_size, side)]
     with gzip.open(path, "rb") as packed:
-        return [text for _, text, *_ in _samples(path, packed, None, side)]
+        return [text for _, text, *_ in samples_in(path, packed, None, side)]
 
 
-def _samples(
-    path: Path, file: Stream, total: int | None, side: Side | None = None
+def samples_in(
+    path: Path | str, file: Stream, total: int | None, side: Side | None = None, first: int = 0
 ) -> Iterator[tuple[str, str, int, int, bytes]]:
     """(name, label, offset, size, image bytes unless `total` is known) of each sample of a tar stream.
 
     The files of a sample follow each other and share their name up to the first dot (the webdataset
     convention). Labels that stand apart from their images are refused: they would be lost without a word.
-    `side`: what is read beside the images instead of labels.
+    `path`: for messages. `side`: what is read beside the images instead of labels. `first`: the image bytes of the
+    samples before this one are not read.
     """
-    extensions, read = side or (("cls", "json"), _label)
+    extensions, read = side or LABELS
     key: str | None = None
     image: tuple[int, int, bytes] | None = None
     label = NO_LABEL
@@ -165,7 +166,8 @@ def _samples(
             if extension in IMAGE_KEYS:
                 if image is not None:
                     raise DatasetError(f"{path}: sample {_safe(key)} has two images; leave one of them out")
-                image = (member.offset, member.size, b"" if total is not None else _read(file, member))
+                unread = total is not None or count < first
+                image = (member.offset, member.size, b"" if unread else _read(file, member))
             elif extension in extensions:
                 label = read(extension, _read(file, member)) or label
         if key is not None and image is not None:
@@ -204,6 +206,10 @@ def _label(extension: str, data: bytes) -> str:
         return NO_LABEL
     value = next((fields[name] for name in LABEL_KEYS if name in fields), None) if isinstance(fields, dict) else None
     return str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else NO_LABEL
+
+
+LABELS: Side = (("cls", "json"), _label)
+"""The class of a sample."""
 
 
 def _safe(key: str) -> str:
