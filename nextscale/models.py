@@ -289,6 +289,21 @@ MODELS: dict[str, NamedModel] = {model.name: model for model in _MODELS}
 """Every named model; a later system adds its lines above."""
 
 
+def shipped(what: str, *systems: str) -> str:
+    """The name of the first model of any of these systems that ships with the library.
+
+    Args:
+        what: such a model is, for the message.
+
+    Raises:
+        ValueError: none does.
+    """
+    for model in MODELS.values():
+        if model.system in systems and model.repository is None:
+            return model.name
+    raise ValueError(f"no {what} ships with this library: name one by --model")
+
+
 def list_models(pattern: str | None = None) -> list[str]:
     """Names that :func:`nextscale.load` takes.
 

@@ -29,7 +29,9 @@ def add_arguments(parser: Any) -> None:
     from nextscale.pictures.depth import COLOURMAP
 
     parser.add_argument("photos", nargs="+", type=str, help="pictures of any kind and size, patterns, or one folder")
-    parser.add_argument("--model", type=str, required=True, help="name, file or folder")
+    parser.add_argument(
+        "--model", type=str | None, default=None, help="name, file or folder; unless named, the one that ships"
+    )
     parser.add_argument("--samples", type=int | None, default=None, help="how many to average; as published")
     parser.add_argument("--seed", type=int, default=0, help="every photo is drawn from it, alone or among others")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored photo: twice the time")
@@ -68,7 +70,9 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     from nextscale.cli.console import progress, say
+    from nextscale.models import shipped
 
+    arguments.model = arguments.model or shipped("model of depth", "dar", "depthart")
     settings = check(arguments)
     photos = find_photos(arguments.photos)
     out = Path(arguments.out)

@@ -44,12 +44,13 @@ def run(arguments: Any) -> None:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
     photos, out = find_photos(arguments.photos), Path(arguments.out)
-    source = arguments.model or embedded()
     import nextscale
     from nextscale.cli.console import note, say
     from nextscale.cli.parsing import loading_options
     from nextscale.core.checkpoint import fingerprint
+    from nextscale.models import shipped
 
+    source = arguments.model or shipped("restorer", "varformer")
     model = nextscale.load(source, **loading_options(arguments))
     if not hasattr(model, "restore"):
         raise ValueError(f"{source} is a {type(model).__name__}, which restores no photos; VarFormer does")
@@ -135,20 +136,6 @@ def find_photos(given: Iterable[str]) -> list[tuple[str, Path]]:
             if photos.setdefault(name, file).resolve() != file.resolve():
                 raise ValueError(f"{photos[name]} and {file} would both become {name}.png: restore them separately")
     return list(photos.items())
-
-
-def embedded() -> str:
-    """The restorer that ships with the library.
-
-    Raises:
-        ValueError: none does.
-    """
-    from nextscale.models import MODELS
-
-    for model in MODELS.values():
-        if model.system == "varformer" and model.repository is None:
-            return model.name
-    raise ValueError("no restorer ships with this library: name one by --model")
 
 
 class Record:

@@ -45,13 +45,14 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     conditions = check(arguments)
-    source = arguments.model or embedded()
     import nextscale
     from nextscale.cli.console import note, progress, say
     from nextscale.cli.parsing import loading_options
     from nextscale.cli.records import write_record
+    from nextscale.models import shipped
     from nextscale.tasks.shapes.objects import ShapeGenerator
 
+    source = arguments.model or shipped("generator of shapes", "g3pt", "sar3d")
     model = nextscale.load(source, **loading_options(arguments))
     if not isinstance(model, ShapeGenerator):
         raise ValueError(f"{source} is a {type(model).__name__}, which makes no shapes; G3PT and SAR3D do")
@@ -190,17 +191,3 @@ def write(shape: Any, path: Path, arguments: Any) -> list[Path]:
         turn = path.with_name(f"{path.stem}-turn.{arguments.turntable}")
         files.append(turntable(shape, free(turn), size=arguments.size))
     return files
-
-
-def embedded() -> str:
-    """The generator of shapes that ships with the library.
-
-    Raises:
-        ValueError: none does.
-    """
-    from nextscale.models import MODELS
-
-    for model in MODELS.values():
-        if model.system == "g3pt" and model.repository is None:
-            return model.name
-    raise ValueError("no generator of shapes ships with this library: name one by --model")

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from nextscale.cli import main
-from nextscale.cli import restore as command
 from nextscale.tasks.restoration.tiling import TileStore
 from nextscale.tasks.restoration.varformer import VarFormer, VarFormerConfig
 
@@ -111,7 +110,6 @@ def test_other_models_restore_nothing(run, forms):
     assert "which restores no photos" in run(f"restore photo.png --model {forms.folder}", 2)
 
 
-def test_the_model_that_ships(monkeypatch):
+def test_without_a_model_that_ships_one_is_to_be_named(run, monkeypatch):
     monkeypatch.setattr("nextscale.models.MODELS", {})
-    with pytest.raises(ValueError, match="name one by --model"):
-        command.embedded()
+    assert "no restorer ships with this library: name one by --model" in run("restore photo.png", 2)
