@@ -234,6 +234,13 @@ _SYSTEMS = (
         class_name="PointTokenizer",
         stated_terms="no weights were published",
     ),
+    # No next-scale system: the baseline they are compared with.
+    System(
+        name="raster",
+        module="nextscale.tasks.generation.raster",
+        class_name="Raster",
+        stated_terms="a baseline of this library",
+    ),
 )
 
 SYSTEMS: dict[str, System] = {system.name: system for system in _SYSTEMS}
@@ -291,6 +298,10 @@ RECIPES: dict[str, Recipe] = {
         "text to image, over residual tokens; then its sampling head",
     ),
     "var": Recipe("nextscale.tasks.generation.var_recipe:VARRecipe", "class-conditional transformer over tokens"),
+    "raster": Recipe(
+        "nextscale.tasks.generation.raster_recipe:RasterRecipe",
+        "baseline: class-conditional transformer that predicts one grid token by token",
+    ),
     "flexvar": Recipe(
         "nextscale.tasks.generation.flexvar_recipe:FlexVARRecipe",
         "class-conditional transformer over maps of any sizes, its list drawn at every step",

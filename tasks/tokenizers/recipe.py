@@ -131,7 +131,8 @@ class TokenizerRecipe(AutoencoderRecipe):
     def start(self, schedule: ScaleSchedule, load: Load) -> Any:
         if self.init is None:
             return ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
-        tokenizer = tokenizer_of(load(self.init))
+        # Inside a whole model it is frozen, and a file may hold it in half precision.
+        tokenizer = tokenizer_of(load(self.init)).float().requires_grad_(True)
         tokenizer.config = replace(tokenizer.config, schedule=schedule)
         return tokenizer
 
