@@ -189,11 +189,13 @@ class LiteTransformer(NextScaleTransformer):
 
     Attributes:
         images: rows of a guidance branch in the step that is run; None: not known, so nothing is shared.
+        last: positions of the last scale that is drawn, at which no later one looks back; 0: not known.
         work: what attention has done since it was last cleared.
     """
 
     plan: LitePlan
     images: int | None
+    last: int
     work: Work
 
     def allocate_cache(self, batch: int, length: int, dtype: torch.dtype) -> KeyValueCache:
@@ -206,6 +208,7 @@ class LiteTransformer(NextScaleTransformer):
             sizes.head_size,
             dtype=dtype,
             device=next(self.parameters()).device,
+            last=self.last,
             bits=config.cache_bits,
             share=config.share_from is not None,
         )
@@ -284,8 +287,11 @@ class LiteModel(PackedModel):
         return cast(LiteTransformer, find_transformer(self)).work
 
     def start(self, *arguments: Any, **options: Any) -> LiteSession:
+        transformer = cast(LiteTransformer, find_transformer(self))
+        given = (each for each in (*arguments, *options.values()) if isinstance(each, ScaleSchedule))
+        transformer.last = next((schedule.lengths[-1] for schedule in given), 0)
         session = super().start(*arguments, **options)  # type: ignore[misc]
-        return LiteSession(session, cast(LiteTransformer, find_transformer(self)))
+        return LiteSession(session, transformer)
 
 
 @cache
@@ -312,6 +318,6 @@ def _with_attention(model: Model, plan: LitePlan, bits: int | None = None) -> Mo
     for number, block in enumerate(transformer.blocks):
         attention = AttentionPlan(config.schedule, plan.windows(number), config.form, bits, work)
         _become(block.attention, LiteAttention, plan=attention)
-    _become(transformer, LiteTransformer, plan=plan, images=None, work=work)
+    _become(transformer, LiteTransformer, plan=plan, images=None, last=0, work=work)
     _become(model, LiteModel, plan=plan)
     return model

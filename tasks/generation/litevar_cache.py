@@ -1,4 +1,7 @@
-"""Keys and values of what has been accepted, in fewer bytes: 8 bits a number, keys of one branch for all."""
+"""Keys and values of what has been accepted, in fewer bytes.
+
+8 bits a number; keys of one branch for all; and of the last scale, which no other looks back at, one block's alone.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,16 @@ class Vectors:
     @property
     def dtype(self) -> torch.dtype:
         return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self._store.nbytes + (0 if self._scale is None else self._scale.nbytes)
+
+    def copy(self, other: Vectors, stop: int) -> None:
+        """Store another's positions before ``stop``, as it has them."""
+        self._store[:, :, :stop] = other._store[:, :, :stop]
+        if self._scale is not None and other._scale is not None:
+            self._scale[:, :, :stop] = other._scale[:, :, :stop]
 
     def write(self, start: int, x: Float[Tensor, "rows positions heads size"]) -> None:
         """Store from position ``start`` on."""
@@ -70,6 +83,9 @@ class LiteCache(KeyValueCache):
     """A cache whose numbers may take 8 bits, and which keeps one branch's keys where all branches use its attention.
 
     Args:
+        length: positions of all scales.
+        last: positions of the last of them. Their keys and values are looked at within their own scale only, block
+            after block, so that one block's room serves them all; 0: every block keeps all.
         bits: of a stored number: 8, or 16 for ``dtype`` as it is.
         share: keep keys of the first branch only, from when it is told how many rows that are, by :attr:`images`.
             Until then all rows' are kept, of the scales before.
@@ -88,10 +104,11 @@ class LiteCache(KeyValueCache):
         *,
         dtype: torch.dtype,
         device: torch.device | str,
+        last: int = 0,
         bits: int = 16,
         share: bool = False,
     ) -> None:
-        self._shape = (layers, heads, length, head_size)
+        self._shape, self._kept = (layers, heads, length, head_size), length - last
         self._dtype, self._device, self._bits, self._share = dtype, torch.device(device), bits, share
         self._batch = batch
         self.images: int | None = None
@@ -101,13 +118,17 @@ class LiteCache(KeyValueCache):
         self._waiting: list[Tensor | None] = [None] * layers
 
     def _allocate(self, rows: int) -> list[Vectors]:
-        layers, heads, length, size = self._shape
+        """One for each block, and one for the last scale of any."""
+        layers, _, length, _ = self._shape
+        each = [self._vectors(rows, self._kept) for _ in range(layers)]
+        return [*each, self._vectors(rows, length)] if self._kept < length else each
+
+    def _vectors(self, rows: int, length: int) -> Vectors:
+        _, heads, _, size = self._shape
         packed = self._bits == 8
-        store = torch.empty(
-            layers, rows, heads, length, size, dtype=torch.int8 if packed else self._dtype, device=self._device
-        )
+        store = torch.empty(rows, heads, length, size, dtype=torch.int8 if packed else self._dtype, device=self._device)
         scale = torch.empty(store.shape[:-1], dtype=torch.float16, device=self._device) if packed else None
-        return [Vectors(store[i], None if scale is None else scale[i], self._dtype) for i in range(layers)]
+        return Vectors(store, scale, self._dtype)
 
     @property
     def length(self) -> int:
@@ -115,11 +136,8 @@ class LiteCache(KeyValueCache):
 
     @property
     def nbytes(self) -> int:
-        layers, heads, length, size = self._shape
-        vector = size + 2 if self._bits == 8 else size * self._dtype.itemsize
-        rows = self._values[0].rows + (self._keys[0].rows if self._keys else 0)
         waiting = sum(keys.nbytes for keys in self._waiting if keys is not None)
-        return layers * rows * heads * length * vector + waiting
+        return sum(vectors.nbytes for vectors in (*self._values, *(self._keys or ()))) + waiting
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Vectors, Vectors]:
         """Store (batch, positions, heads, size) and return everything of the block.
@@ -127,26 +145,38 @@ class LiteCache(KeyValueCache):
         Keys have the rows of one branch where they are shared, else all.
 
         Raises:
-            ValueError: there is no room left.
+            ValueError: there is no room left, or the last scale does not come whole.
         """
         start, stop = self._filled[layer], self._filled[layer] + key.shape[1]
         if stop > self.length:
             raise ValueError(f"the cache has room for {self.length} positions, {stop} were to be written")
-        self._values[layer].write(start, value)
+        if start > self._kept or self._kept < stop < self.length:
+            raise ValueError(
+                f"positions {start} to {stop} were to be written; those from {self._kept} on, of the last scale, are "
+                "written all at once"
+            )
+        values = self._add(self._values, layer, start, stop, value)
         self._filled[layer] = stop
         if self._share and self.images is None:
             earlier = self._waiting[layer]
             waiting = key if earlier is None else torch.cat((earlier, key), dim=1)
             self._waiting[layer] = waiting
-            return Vectors.of(waiting), self._values[layer]
+            return Vectors.of(waiting), values
         if self._keys is None:
             self._keys = self._allocate(self.images or self._batch)
-        keys, waiting_keys = self._keys[layer], self._waiting[layer]
+        rows, waiting_keys = self._keys[layer].rows, self._waiting[layer]
         if waiting_keys is not None:
-            keys.write(0, waiting_keys[: keys.rows])
+            self._keys[layer].write(0, waiting_keys[:rows])
             self._waiting[layer] = None
-        keys.write(start, key[: keys.rows])
-        return keys, self._values[layer]
+        return self._add(self._keys, layer, start, stop, key[:rows]), values
+
+    def _add(self, stored: list[Vectors], layer: int, start: int, stop: int, x: Tensor) -> Vectors:
+        """Where everything of the block up to ``stop`` is, after writing."""
+        place = stored[layer if stop <= self._kept else -1]
+        if place is not stored[layer]:
+            place.copy(stored[layer], start)
+        place.write(start, x)
+        return place
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """As of the usual cache: everything written so far, restored."""

@@ -141,6 +141,12 @@ def test_cache_and_weights_take_fewer_bytes(model: VAR, tiny: SimpleNamespace) -
     plain = model.transformer.allocate_cache(4, SCHEDULE.length, torch.float32)
     # Three of four parts, of a byte a number and two a vector, where four bytes were a number.
     assert cache.nbytes / plain.nbytes == pytest.approx(0.75 * (8 + 2) / (8 * 4))
+    lite.generate(0)
+    # Two blocks hold the 21 positions before the last scale; the 36 of that have room once.
+    drawn = lite.transformer.allocate_cache(4, SCHEDULE.length, torch.float32)
+    drawn.images = 2
+    drawn.write(0, torch.randn(4, 1, 4, 8), torch.randn(4, 1, 4, 8))
+    assert drawn.nbytes / cache.nbytes == pytest.approx((2 * 21 + 57) / (2 * 57))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

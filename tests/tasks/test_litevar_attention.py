@@ -153,6 +153,22 @@ def test_cache_keeps_one_branch_of_keys() -> None:
     assert cache.nbytes == (2 + 4) * 6 * HEADS * SIZE * 4
 
 
+@pytest.mark.parametrize("share", [False, True])
+def test_one_blocks_room_serves_the_last_scale_of_all(share: bool) -> None:
+    sizes = {"dtype": torch.float32, "device": "cpu", "share": share}
+    whole, short = (LiteCache(2, 4, 9, HEADS, SIZE, last=last, **sizes) for last in (0, 4))  # type: ignore[arg-type]
+    whole.images = short.images = 2
+    for n in (1, 4, 4):
+        for layer in range(2):
+            k, v = drawn(4, n), drawn(4, n)
+            pairs = zip(whole.append(layer, k, v), short.append(layer, k, v), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+    assert short.nbytes / whole.nbytes == pytest.approx((2 * 5 + 9) / (2 * 9))
+    short = LiteCache(2, 4, 9, HEADS, SIZE, last=4, **sizes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="those from 5 on, of the last scale, are written all at once"):
+        short.append(0, drawn(4, 6), drawn(4, 6))
+
+
 def test_windows_of_streams_and_uneven_maps() -> None:
     schedule = ScaleSchedule.parse("1 3x5 4x7")
     mask = torch.cat([band(28, n, torch.tensor([3])) for n in schedule.lengths], dim=2)
