@@ -43,15 +43,13 @@ class Means:
 class RunLog:
     """``log.jsonl`` and TensorBoard events; rows after the step a run resumes from are dropped.
 
-    Attributes:
-        skipped: names of the samples that could not be read, also listed in ``skipped.txt``.
+    Every process lists what it could not read in the same ``skipped.txt``; the rest is the first one's.
     """
 
     def __init__(self, folder: Path, step: int, enabled: bool) -> None:
         self._path = folder / "log.jsonl" if enabled else None
         self._skipped_path = folder / "skipped.txt"
-        known = self._skipped_path.read_text(encoding="utf-8").splitlines() if self._skipped_path.exists() else []
-        self.skipped = set(known)
+        self._known = self.skipped
         if self._path is None:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -62,14 +60,21 @@ class RunLog:
         write_text("".join(row + "\n" for row in kept), self._path)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
+    @property
+    def skipped(self) -> set[str]:
+        """Names of the samples and shards that no process could read, or not whole."""
+        if not self._skipped_path.exists():
+            return set()
+        return set(self._skipped_path.read_text(encoding="utf-8").splitlines())
+
     def skip(self, names: Iterable[str]) -> None:
         """Remember samples that could not be read."""
         for name in (" ".join(name.splitlines()) for name in names):  # one line each, as they are read back
-            if name not in self.skipped:
-                self.skipped.add(name)
-                if self._path is not None:
-                    with self._skipped_path.open("a", encoding="utf-8") as file:
-                        file.write(name + "\n")
+            if name not in self._known:
+                self._known.add(name)
+                self._skipped_path.parent.mkdir(parents=True, exist_ok=True)
+                with self._skipped_path.open("a", encoding="utf-8") as file:
+                    file.write(name + "\n")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._path is None:

@@ -1,7 +1,8 @@
 """Images with texts: side files, webdataset shards, or captions made of classes and colours."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,12 +58,11 @@ def open_captions(
             )
         return CaptionedImages(images, None, template, names)
     found = find(source, labels=False)
-    fields = FIELDS if field is None else (field,)
+    (_, read), fields = text_side(field), fields_of(field)
     if found.kind == "image":
-        texts = [_beside(found.root / name, fields) for name in found.files]
+        texts = [_beside(found.root / name, read) for name in found.files]
     elif found.kind == "tar":
-        side: Side = ("txt", "json"), lambda extension, data: _text(extension, data, fields)
-        texts = [text for path in found.files for text in captions_in(Path(path), side)]
+        texts = [text for path in found.files for text in captions_in(Path(path), text_side(field))]
     else:
         raise CaptionError("texts of parquet files are not read: write webdataset shards or a folder of images")
     if len(texts) != len(images):
@@ -91,7 +91,7 @@ class CaptionedImages:
         """Texts that hold every word that may come up."""
         if self._texts is not None:
             return self._texts
-        return [self._template.replace("{class}", " ".join(self._names)).replace("{colour}", " ".join(COLOURS))]
+        return [words_of(self._template, self._names)]
 
     def fetch(self, keys: Sequence[Key]) -> dict[str, Any]:
         """A batch at once, as `ImageDataset.fetch` gives it."""
@@ -99,13 +99,33 @@ class CaptionedImages:
         if self._texts is not None:
             texts = [self._texts[position] for position in batch["index"].tolist()]
         else:
-            colours = colours_of(batch["image"]) if "{colour}" in self._template else [""] * len(keys)
-            names = [self._names[label] if self._names else "" for label in batch["label"].tolist()]
-            texts = [
-                self._template.replace("{class}", name).replace("{colour}", colour)
-                for name, colour in zip(names, colours, strict=True)
-            ]
+            texts = describe(batch, self._template, self._names)
         return {**batch, "text": texts}
+
+
+def describe(batch: dict[str, Any], template: str, names: Sequence[str]) -> list[str]:
+    """Texts made of the classes and colours of a batch."""
+    colours = colours_of(batch["image"]) if "{colour}" in template else [""] * len(batch["image"])
+    classes = [names[label] if names else "" for label in batch["label"].tolist()]
+    return [
+        template.replace("{class}", name).replace("{colour}", colour)
+        for name, colour in zip(classes, colours, strict=True)
+    ]
+
+
+def words_of(template: str, names: Sequence[str]) -> str:
+    """Every word that `describe` may use."""
+    return template.replace("{class}", " ".join(names)).replace("{colour}", " ".join(COLOURS))
+
+
+def fields_of(field: str | None) -> tuple[str, ...]:
+    """Entries of a JSON side file that may be the text."""
+    return FIELDS if field is None else (field,)
+
+
+def text_side(field: str | None) -> Side:
+    """How the text beside an image is read."""
+    return ("txt", "json"), partial(_text, fields=fields_of(field))
 
 
 def colours_of(images: "Tensor") -> list[str]:
@@ -118,10 +138,10 @@ def colours_of(images: "Tensor") -> list[str]:
     return [names[np.bincount(row, minlength=len(names)).argmax()] for row in nearest]
 
 
-def _beside(image: Path, fields: tuple[str, ...]) -> str:
+def _beside(image: Path, read: Callable[[str, bytes], str]) -> str:
     for extension in ("txt", "json"):
         place = image.with_suffix(f".{extension}")
-        if place.is_file() and (text := _text(extension, place.read_bytes(), fields)):
+        if place.is_file() and (text := read(extension, place.read_bytes())):
             return text
     return ""
 

@@ -39,7 +39,7 @@ class Loader:
         if self._workers == 0:
             for keys in self.sampler:
                 batch = source.__getitems__(keys)
-                yield _pin(batch) if pin_memory else batch
+                yield pinned(batch) if pin_memory else batch
         else:
             from torch.utils.data import DataLoader
 
@@ -92,7 +92,8 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _pin(batch: dict[str, Any]) -> dict[str, Any]:
+def pinned(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch in page-locked memory."""
     import torch
 
     return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

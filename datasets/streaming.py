@@ -12,7 +12,7 @@ shards that follow it in the epoch are seen; in the place of an image that canno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .decoding import CENTRE, Planes, decode, square, to_signed
 from .draws import uniforms, uniforms_of
 from .errors import ImageError, LabelError, UnreadableImagesError
 from .images import MAX_UNREADABLE, Key
+from .loader import pinned
 from .shards import LABELS, Side
 from .stream_lanes import Encoded, Lanes
 from .stream_plan import Range, StreamPlan, lanes_of
@@ -38,26 +39,21 @@ def open_stream(
     resize_ratio: float = 1.125,
     seed: int = 0,
     labels: bool = True,
-    texts: Side | None = None,
     lanes: int | None = None,
     buffer: int | None = None,
 ) -> "StreamedImages":
     """Open webdataset shards to be streamed: a pattern of URLs, commands or local names, or an index (.json).
 
-    Images are cropped and mirrored as by `open_images`, with the same draws for the same sample. `texts`: what is read
-    beside them instead of labels. `lanes`: shares of an epoch that are read side by side; a multiple of every number
-    of processes that a run may go on with. `buffer`: samples in each lane's shuffle buffer; 1: no shuffling of samples.
+    Images are cropped and mirrored as by `open_images`, with the same draws for the same sample. `lanes`: shares of
+    an epoch that are read side by side; a multiple of every number of processes that a run may go on with. `buffer`:
+    samples in each lane's shuffle buffer; 1: no shuffling of samples.
 
     Raises SourceError, NoImagesError, ValueError, OSError.
     """
-    if resize_ratio != 0 and not 1 <= resize_ratio < 100:
-        raise ValueError(f"resize_ratio {resize_ratio} must be at least 1, so that the crop fits, or 0 for no resizing")
-    if buffer is not None and buffer < 1:
-        raise ValueError(f"the shuffle buffer is {buffer}; expected at least 1 sample")
     shards = open_stream_shards(source) if isinstance(source, str) else source
     view = View(size, crop, flip, resize_ratio)
-    side = texts or (LABELS if labels else NO_SIDE)
-    return StreamedImages(shards, view, side, seed=seed, lanes=lanes, buffer=buffer or BUFFER)
+    side = LABELS if labels else NO_SIDE
+    return StreamedImages(shards, view, side, seed=seed, lanes=lanes, buffer=BUFFER if buffer is None else buffer)
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,14 @@ class View:
     crop: Literal["random", "center"]
     flip: bool
     resize_ratio: float
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size {self.size} must be at least 1 pixel")
+        if self.resize_ratio != 0 and not 1 <= self.resize_ratio < 100:
+            raise ValueError(
+                f"resize_ratio {self.resize_ratio} must be at least 1, so that the crop fits, or 0 for no resizing"
+            )
 
     def of(self, planes: Planes, drawn: Sequence[float]) -> np.ndarray:
         """(3, size, size) of an image. Raises ImageError where it is too small and not to be resized."""
@@ -102,6 +106,8 @@ class StreamedImages:
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] | None = None
         self.num_classes = 0
+        if buffer < 1:
+            raise ValueError(f"the shuffle buffer is {buffer}; expected at least 1 sample")
         lanes_of(len(shards.urls), 1, lanes)  # refuses an impossible number at once
         self._view, self._seed, self._lanes = view, seed, lanes
         self._source = Lanes(shards, side, seed=seed, buffer=buffer)
@@ -141,8 +147,12 @@ class StreamedImages:
 
     def _label(self, text: str) -> int:
         """Raises ImageError for what is no class."""
-        if self._source.side != LABELS:
+        if self._source.side == NO_SIDE:
             return 0 if self.num_classes == 1 else -1
+        if self._source.side != LABELS:
+            if not text:
+                raise ImageError("has no text beside it")
+            return -1
         if self.classes is not None and text in self.classes:
             return self.classes.index(text)
         if not text.isdecimal() or (self.num_classes and int(text) >= self.num_classes):
@@ -153,12 +163,19 @@ class StreamedImages:
     # --- batches -----------------------------------------------------------------------------------------
 
     def batches(
-        self, start: int, micro_batch: int, *, rank: int = 0, processes: int = 1, workers: int = 0, prefetch: int = 2
+        self,
+        start: int,
+        micro_batch: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """The endless batches of one process from a number on; the same number always gives the same batch.
 
-        A batch is that of `ImageDataset.fetch`, with `epoch` int64 (B,), `uniform` float32 (B,) in [0, 1) drawn of
-        seed, epoch and sample, and with `texts` also `text`, a list. `skipped` names images that cannot be read, and
+        A batch is that of `ImageDataset.fetch`, with `epoch` int64 (B,) and `uniform` float32 (B,) in [0, 1), drawn of
+        seed, epoch and sample. `skipped` names images that cannot be read, and
         shards with the sample at which they break off. `workers` change nothing but who reads.
 
         Raises ShardError (no shard can be read any more), UnreadableImagesError.
@@ -166,17 +183,16 @@ class StreamedImages:
         plan = self.plan(processes)
         workers = min(workers, plan.lanes // processes)
         if workers < 1:
-            for part in self._parts(plan, start, micro_batch, rank, processes, 0, 1):
-                yield _joined([part], micro_batch)
-        from torch.utils.data import DataLoader
+            parts = self._parts(plan, start, micro_batch, rank, processes, 0, 1)
+        else:
+            from torch.utils.data import DataLoader
 
-        reader: Any = _PartReader(self, plan, start, micro_batch, rank, processes, workers)
-        # Keys go to workers in turn, and come back in order: `workers` of them are a batch.
-        keys: Any = _Turns(workers)
-        parts = DataLoader(reader, batch_size=None, sampler=keys, num_workers=workers, prefetch_factor=prefetch)
-        stream = iter(parts)
+            reader: Any = _PartReader(self, plan, start, micro_batch, rank, processes, workers)
+            # Keys go to workers in turn, and come back in order: as many parts as workers are a batch.
+            parts = iter(DataLoader(reader, batch_size=None, sampler=cast(Any, _Turns(workers)), num_workers=workers))
         while True:
-            yield _joined([next(stream) for _ in range(workers)], micro_batch)
+            batch = _joined([next(parts) for _ in range(max(workers, 1))], micro_batch)
+            yield pinned(batch) if pin_memory else batch
 
     def _parts(
         self, plan: StreamPlan, start: int, micro_batch: int, rank: int, processes: int, worker: int, workers: int
@@ -213,7 +229,7 @@ class StreamedImages:
         planned = np.array([one.sample.planned for one in made], np.int64)
         # The fourth number, as of images that are indexed: the first three decide mirroring and crop.
         drawn = uniforms_of(self._seed, epochs, planned, 4)[:, 3]
-        batch = {
+        return {
             "rows": rows,
             "image": torch.from_numpy(images),
             "label": torch.tensor([one.label for one in made]),
@@ -223,7 +239,6 @@ class StreamedImages:
             "name": [one.sample.name for one in made],
             "skipped": skipped,
         }
-        return batch if self._source.side in (LABELS, NO_SIDE) else {**batch, "text": [one.sample.text for one in made]}
 
     # --- one lane ----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from nextscale.datasets.draws import uniforms_of
 from nextscale.datasets.images import ImageDataset, open_images
 from nextscale.datasets.loader import make_loader
 from nextscale.datasets.sampler import EpochSampler
+from nextscale.datasets.stream_shards import StreamShards, is_stream, open_stream_shards
+from nextscale.datasets.streaming import StreamedImages, open_stream
 
 Load = Callable[..., Any]
 """Reads a model: of its file or folder, and, where a file's own tokenizer is to be replaced, another tokenizer."""
@@ -43,6 +46,11 @@ class ImageData:
         size: side of the square crops, in pixels.
         flip: mirror at random.
         resize_ratio: the shorter side is resized to this times ``size`` before the crop.
+        streaming: read webdataset shards as streams, without an index of all images; None: where ``source`` is URLs,
+            commands (``pipe:``) or an index of shards (.json), which can be read in no other way.
+        lanes: when streaming, parts of an epoch that are read side by side; give a multiple of every number of
+            processes that the run may go on with. None: up to 24.
+        shuffle_buffer: when streaming, images that each lane draws the next one from; None: 200.
     """
 
     source: str
@@ -50,8 +58,37 @@ class ImageData:
     size: int = 256
     flip: bool = False
     resize_ratio: float = 1.125
+    streaming: bool | None = None
+    lanes: int | None = None
+    shuffle_buffer: int | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training images are streamed."""
+        return is_stream(self.source) if self.streaming is None else self.streaming
+
+    def training_images(self, seed: int, labels: bool) -> ImageDataset | StreamedImages:
+        """The training images, indexed or streamed."""
+        if not self.streamed:
+            return self.open_training(seed, labels)
+        return open_stream(stream_shards(self.source), labels=labels, **self.streaming_options(seed))
+
+    def streaming_options(self, seed: int) -> dict[str, Any]:
+        """What :func:`nextscale.datasets.streaming.open_stream` is told of how to read."""
+        view = {"size": self.size, "flip": self.flip, "resize_ratio": self.resize_ratio}
+        return {**view, "seed": seed, "lanes": self.lanes, "buffer": self.shuffle_buffer}
 
     def open_training(self, seed: int, labels: bool) -> ImageDataset:
+        """The training images, in any order.
+
+        Raises:
+            ValueError: they can only be streamed.
+        """
+        if self.streamed:
+            raise ValueError(
+                f"{self.source} can only be streamed, and here images are read in any order: "
+                "give a folder, or local shards without data.streaming"
+            )
         return open_images(
             self.source, size=self.size, flip=self.flip, resize_ratio=self.resize_ratio, seed=seed, labels=labels
         )
@@ -60,9 +97,39 @@ class ImageData:
         """Centre crops of the held-out images, without augmentation."""
         if self.validation is None:
             return None
+        if is_stream(self.validation):
+            raise ValueError(
+                f"{self.validation} can only be streamed: give held-out images in a folder or local shards"
+            )
         return open_images(
             self.validation, size=self.size, crop="center", resize_ratio=self.resize_ratio, labels=labels
         )
+
+
+@lru_cache(maxsize=8)
+def stream_shards(source: str) -> StreamShards:
+    """The shards to stream. The first process counts their samples, where they have no index, for all.
+
+    Raises:
+        ValueError: there are none.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return open_stream_shards(source)
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [open_stream_shards(source)]
+        except (ValueError, OSError) as error:  # all must hear of it, or they would wait for ever
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    shards: StreamShards = found[0]
+    return shards
 
 
 def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterator[Batch]]:
@@ -76,6 +143,12 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
         from accelerate import PartialState
 
         state = PartialState()
+        pin = torch.cuda.is_available()
+        if isinstance(dataset, StreamedImages):
+            rank, processes = state.process_index, state.num_processes
+            yield from dataset.batches(
+                start, micro_batch, rank=rank, processes=processes, workers=config.workers, pin_memory=pin
+            )
 
         def sampler() -> EpochSampler:
             return EpochSampler(
@@ -87,7 +160,6 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
                 start_batch=start,
             )
 
-        pin = torch.cuda.is_available()
         loader = make_loader(dataset, sampler(), workers=config.workers, pin_memory=pin)
         for keys, batch in zip(sampler(), loader, strict=False):
             epochs, indices = np.array(keys, dtype=np.int64).T

@@ -11,6 +11,7 @@ import torch
 from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Hooks, Metrics, Trainer, TrainingConfig, TrainingTask
+from nextscale.datasets.streaming import StreamedImages
 from nextscale.datasets.tokens import TokenDataset, open_tokens
 from nextscale.tasks.data import Examples, ImageData, Load, trainer
 from nextscale.tasks.generation.class_conditional import ClassConditional
@@ -86,7 +87,9 @@ class ClassRecipe:
             ValueError: it has no classes.
         """
         assert self.data is not None
-        dataset = self.data.open_training(self.training.seed, labels=self.classes != 1)
+        dataset = self.data.training_images(self.training.seed, labels=self.classes != 1)
+        if isinstance(dataset, StreamedImages) and self.classes != 1:
+            dataset.name_classes(self.classes, self.class_names)
         return dataset.as_one_class() if self.classes == 1 else dataset.require_labels()
 
     def held_out(self) -> Any:
@@ -106,7 +109,8 @@ class ClassRecipe:
             if self.class_names:
                 raise ValueError(f"{len(names)} class names were given for {classes} classes")
             names = None
-        if int(dataset.labels.max()) >= classes:
+        # Of streamed images the labels are not known; each is checked as it is read.
+        if dataset.labels is not None and int(dataset.labels.max()) >= classes:
             raise ValueError(f"the data has classes up to {int(dataset.labels.max())}, the model {classes}")
         return classes, names
 

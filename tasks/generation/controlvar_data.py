@@ -71,6 +71,8 @@ class PairDataset:
         *,
         seed: int = 0,
     ) -> None:
+        if not isinstance(images, ImageDataset):
+            raise ValueError("images with controls are read in any order: they cannot be streamed")
         self.images, self.kinds, self.controls = images, kinds, controls
         self._seed = seed
         self.size, self.classes, self.labels, self.num_classes = (

@@ -10,6 +10,7 @@ import torch
 from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
+from nextscale.datasets.caption_stream import StreamedCaptions
 from nextscale.datasets.captions import CaptionedImages
 from nextscale.tasks.data import Load
 from nextscale.tasks.generation.star import STAR
@@ -69,15 +70,15 @@ class STARRecipe(TextRecipe):
         if self.stage == "sampler" and self.init is None:
             raise ValueError("the sampling head is trained on a finished backbone: give its folder or file as init")
 
-    def encoder(self, dataset: CaptionedImages) -> TextEncoder:
+    def encoder(self, dataset: CaptionedImages | StreamedCaptions) -> TextEncoder:
         """The text encoder, made here where none is named.
 
         Raises:
             ValueError: no text would ever be replaced by the empty one, which guidance needs.
         """
         if self.text_drop and self.loss.spare_short:
-            by_class = self.data.captions == "classes"
-            shown = dataset.fetch(range(min(len(dataset), LOOKED_AT)))["text"] if by_class else dataset.vocabulary()
+            looked_at = self.data.captions == "classes" or isinstance(dataset, StreamedCaptions)
+            shown = dataset.fetch(range(min(len(dataset), LOOKED_AT)))["text"] if looked_at else dataset.vocabulary()
             longest = max(map(len, shown))
             if longest <= self.loss.spare_short:
                 raise ValueError(

@@ -11,8 +11,9 @@ import torch
 from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Hooks, Metrics, Trainer, TrainingConfig, TrainingTask
+from nextscale.datasets.caption_stream import StreamedCaptions, open_caption_stream
 from nextscale.datasets.captions import CaptionedImages, open_captions
-from nextscale.tasks.data import Examples, ImageData, Load, tokenizer_of, trainer
+from nextscale.tasks.data import Examples, ImageData, Load, stream_shards, tokenizer_of, trainer
 from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig
 from nextscale.tasks.generation.text_small import make_encoder
 from nextscale.tasks.generation.text_to_image import TextToImage
@@ -38,8 +39,17 @@ class CaptionData(ImageData):
     template: str = "a {colour} {class}"
     class_names: list[str] | None = None
 
-    def open_texts(self, seed: int) -> CaptionedImages:
+    def open_texts(self, seed: int) -> CaptionedImages | StreamedCaptions:
         """The training set."""
+        if self.streamed:
+            return open_caption_stream(
+                stream_shards(self.source),
+                captions=self.captions,
+                field=self.field,
+                template=self.template,
+                class_names=self.class_names,
+                **self.streaming_options(seed),
+            )
         return self._captioned(self.source, self.open_training(seed, labels=self.captions == "classes"))
 
     def open_validation_texts(self) -> CaptionedImages | None:
@@ -131,7 +141,7 @@ class TextRecipe:
 
     # --- the run -----------------------------------------------------------------------------------------
 
-    def encoder(self, dataset: CaptionedImages) -> TextEncoder:
+    def encoder(self, dataset: CaptionedImages | StreamedCaptions) -> TextEncoder:
         """The text encoder, made here where none is named."""
         name = self.text_encoder
         if name is None:
@@ -163,7 +173,8 @@ class TextRecipe:
     def examples(self, run: Trainer) -> Examples:
         """Two pictures of each of a few texts of the data, from the same seeds each time."""
         assert isinstance(run.task, TextTraining)
-        dataset = self.data.open_validation_texts() or self.data.open_texts(self.training.seed)
+        held_out = self.data.open_validation_texts()
+        dataset = self.data.open_texts(self.training.seed) if held_out is None else held_out
         texts: list[str] = dataset.fetch(range(0, len(dataset), max(len(dataset) // SHOWN, 1)))["text"][:SHOWN]
         model = run.task.model
         rows = [(f"seed {seed}", list(model.generate(texts, seed=[seed] * len(texts)))) for seed in (0, 1)]

@@ -95,7 +95,7 @@ class KLRecipe(AutoencoderRecipe):
     @torch.no_grad()
     def _spread(self, tokenizer: KLAutoencoder, images: int = 2048, batch: int = 64) -> float:
         """Standard deviation of latents drawn of training images, about zero."""
-        dataset = self.data.open_training(self.training.seed, labels=False)
+        dataset = self.data.training_images(self.training.seed, labels=False)
         device, count = next(tokenizer.parameters()).device, min(images, len(dataset))
         squares = []
         for start in range(0, count, batch):

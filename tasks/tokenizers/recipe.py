@@ -94,7 +94,7 @@ class AutoencoderRecipe:
         held_out = self.data.open_validation(labels=False)
         if held_out is not None and hooks.validate is None:
             hooks.validate = lambda step: validate(tokenizer, held_out)
-        dataset = self.data.open_training(self.training.seed, labels=False)
+        dataset = self.data.training_images(self.training.seed, labels=False)
         return trainer(self.training, self.task(tokenizer), dataset, hooks)
 
     def examples(self, run: Trainer) -> Examples:
@@ -169,7 +169,7 @@ def _sides(size: tuple[float, float]) -> str:
 
 def example_images(data: ImageData, seed: int, count: int = 8) -> Tensor:
     """Images to show a tokenizer's reconstructions of, spread over the held-out set, (count, 3, height, width)."""
-    dataset = data.open_validation(labels=False) or data.open_training(seed, labels=False)
+    dataset = data.open_validation(labels=False) or data.training_images(seed, labels=False)
     count = min(count, len(dataset))
     return dataset.fetch(list(range(0, count * (len(dataset) // count), len(dataset) // count)))["image"]
 
