@@ -193,7 +193,7 @@ class Trainer:
         self.micro_batch = config.batch_size // per_step
         self.plan = config.plan(samples_per_epoch / config.batch_size)
         self.samples_per_epoch = samples_per_epoch
-        self._batches = batches
+        self.batches = batches
         self._folder = Path(config.output)
         self._peak = config.learning_rate * config.batch_size / 256
         self._phases = {name: self._prepare(module) for name, module in task.phases.items()}
@@ -310,7 +310,7 @@ class Trainer:
             for unfinished in (self._folder / "checkpoints").glob(".step-*.tmp"):
                 unfinished.unlink()  # of a run that was killed while it saved
         log = RunLog(self._folder, self.step, self.accelerator.is_main_process)
-        batches = self._batches(self.step * self.config.accumulation, self.micro_batch)
+        batches = self.batches(self.step * self.config.accumulation, self.micro_batch)
         sums, latest, mark = self._sums, {}, time.perf_counter()
         logged = self.step
         with InterruptGuard() as interrupt:

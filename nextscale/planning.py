@@ -187,36 +187,61 @@ def _step(
     task: TrainingTask, name: str, module: nn.Module, batch: dict[str, Any], precision: str
 ) -> tuple[int, int, int]:
     """Operations of the forward pass and of all, and the most bytes alive beside the weights, gradients included."""
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-    def lead(after_forward: Callable[[], None] = lambda: None) -> None:
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            loss, _ = task.loss(name, module, batch, 0)
-        after_forward()
-        loss.backward()
-        for parameter in module.parameters():
-            parameter.grad = None
-
-    forward = 0
     # One after the other: the counter of operations itself keeps tensors.
+    forward, total = step_operations(task, name, module, batch, precision)
+    with _as_on_a_gpu(), Alive() as alive, FusedAttention():
+        _lead(task, name, module, batch, precision)
+    return forward, total, alive.peak
+
+
+def step_operations(
+    task: TrainingTask, name: str, module: nn.Module, batch: dict[str, Any], precision: str, step: int = 0
+) -> tuple[int, int]:
+    """Operations of a step's forward pass and of all, with values or without; the values themselves come to nothing.
+
+    Args:
+        name: of the task's phase, with its ``module``.
+        step: which, where a task does not do the same at all of them.
+    """
+    forward = 0
     with _as_on_a_gpu(), FlopCounterMode(display=False) as counter, FusedAttention() as kernel:
 
         def note() -> None:
             nonlocal forward
             forward = int(counter.get_total_flops()) + kernel.operations
 
-        lead(note)
-    with _as_on_a_gpu(), Alive() as alive, FusedAttention():
-        lead()
-    return forward, int(counter.get_total_flops()) + kernel.operations, alive.peak
+        _lead(task, name, module, batch, precision, step, note)
+    return forward, int(counter.get_total_flops()) + kernel.operations
+
+
+def _lead(
+    task: TrainingTask,
+    name: str,
+    module: nn.Module,
+    batch: dict[str, Any],
+    precision: str,
+    step: int = 0,
+    after_forward: Callable[[], None] = lambda: None,
+) -> None:
+    """A step's forward and backward pass."""
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    device = next(module.parameters()).device.type
+    with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
+        loss, _ = task.loss(name, module, batch, step)
+    after_forward()
+    loss.backward()
+    for parameter in module.parameters():
+        parameter.grad = None
 
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """Without what only CPUs do: dense attention for short sequences, and oneDNN's layers, which no counter knows."""
-    length, onednn = attention.DENSE_LENGTH, fused._onednn_computes
-    attention.DENSE_LENGTH, fused._onednn_computes = 0, lambda *_: False
+    """Without what only CPUs do: dense attention for short sequences, and oneDNN's layers, which no counter knows; and
+    with PyTorch's own attention, which is counted."""
+    kept = attention.DENSE_LENGTH, attention.KERNELS, fused._onednn_computes
+    own = {name: kernel for name, kernel in attention.KERNELS.items() if name == "sdpa"}
+    attention.DENSE_LENGTH, attention.KERNELS, fused._onednn_computes = 0, own, lambda *_: False
     try:
         yield
     finally:
-        attention.DENSE_LENGTH, fused._onednn_computes = length, onednn
+        attention.DENSE_LENGTH, attention.KERNELS, fused._onednn_computes = kept

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "official files to this library's format and back; take training checkpoints apart",
     "train": "train or fine-tune on your own images",
     "plan": "what a training run takes, before it starts: memory, operations, time, data",
+    "scaling": "train a ladder of sizes and fit how the loss falls with size and compute",
     "calibrate": "find what a model can do without, for --lite: less attention, smaller weights and cache",
     "evaluate": "measure a model, or a folder of results, by a benchmark's protocol",
     "bench": "how fast a model draws on this machine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def run(arguments: Any) -> None:
         raise ValueError(f"--utilisation is {arguments.utilisation}; expected a share above 0, at most 1")
     file = Path(arguments.config)
     if file.suffix in (".yaml", ".yml"):
-        kind, recipe = read_recipe(file, arguments.recipe, arguments.tokenizer)
+        options = [] if arguments.tokenizer is None else ["--tokenizer", arguments.tokenizer]
+        kind, recipe = read_recipe(file, arguments.recipe, options)
     with valueless():
         if file.suffix in (".yaml", ".yml"):
             subject = subject_of(kind, recipe, arguments.samples)
@@ -66,8 +68,12 @@ def run(arguments: Any) -> None:
         say(f"written: {write_json(arguments.json, content)}")
 
 
-def read_recipe(file: Path, kind: str | None, tokenizer: str | None) -> tuple[str, Any]:
+def read_recipe(file: Path, kind: str | None, options: Sequence[str] = ()) -> tuple[str, Any]:
     """The kind and the recipe of a configuration file.
+
+    Args:
+        kind: None: told by the file's name.
+        options: typed after it, as for ``nextscale train``.
 
     Raises:
         OSError: there is no such file.
@@ -89,8 +95,7 @@ def read_recipe(file: Path, kind: str | None, tokenizer: str | None) -> tuple[st
     if kind not in RECIPES:
         raise ValueError(f"--recipe is {kind!r}; expected one of {', '.join(RECIPES)}")
     parser, recipe_class = recipe_parser(kind), RECIPES[kind].recipe_class
-    options = ["--config", str(file), *(["--tokenizer", tokenizer] if tokenizer else [])]
-    made = parser.instantiate(read(parser, options))
+    made = parser.instantiate(read(parser, ["--config", str(file), *options]))
     return kind, recipe_class(**{f.name: made[f.name] for f in fields(recipe_class)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,16 @@ def run(arguments: Any) -> None:
 
 def make_recipe(kind: str, options: Any) -> Any:
     """The recipe of parsed options, with names of models replaced by where they lie."""
-    from dataclasses import fields, replace
+    from dataclasses import fields
 
     made, recipe_class = recipe_parser(kind).instantiate(options), RECIPES[kind].recipe_class
-    recipe = recipe_class(**{f.name: made[f.name] for f in fields(recipe_class)})
+    return located(recipe_class(**{f.name: made[f.name] for f in fields(recipe_class)}))
+
+
+def located(recipe: Any) -> Any:
+    """A recipe with names of models replaced by where they lie."""
+    from dataclasses import replace
+
     places = {name: model_place(getattr(recipe, name)) for name in MODEL_OPTIONS if getattr(recipe, name, None)}
     return replace(recipe, **places)
 
@@ -72,8 +79,11 @@ def model_place(source: str) -> str:
     return str(inner if path.is_dir() and not (path / "config.json").is_file() and inner.is_dir() else path)
 
 
-def train(recipe: Any) -> None:
+def train(recipe: Any, prepare: Callable[[Any], None] | None = None) -> None:
     """Run a recipe to its end, or on from where it was stopped.
+
+    Args:
+        prepare: given the :class:`nextscale.core.training.Trainer` before it runs, on every process.
 
     Raises:
         ValueError: the output folder holds a run with another configuration.
@@ -92,6 +102,8 @@ def train(recipe: Any) -> None:
         hooks = Hooks(progress=report)
         runner = recipe.trainer(load_initial, hooks)
         runner.hooks.sample = sampler(recipe, runner)
+        if prepare is not None:
+            prepare(runner)
         if main:
             write_config(recipe, folder)
             start = runner.checkpoints()
@@ -105,11 +117,12 @@ def train(recipe: Any) -> None:
 # --- the configuration beside the run -----------------------------------------------------------------
 
 
-def _settings(recipe: Any) -> dict[str, Any]:
+def settings(recipe: Any) -> dict[str, Any]:
+    """All options, as they are kept."""
     from nextscale.core.config import to_json
 
-    settings: dict[str, Any] = to_json(recipe)
-    return settings
+    content: dict[str, Any] = to_json(recipe)
+    return content
 
 
 def write_config(recipe: Any, folder: Path) -> Path:
@@ -118,7 +131,7 @@ def write_config(recipe: Any, folder: Path) -> Path:
 
     from nextscale.core.checkpoint import write_atomically
 
-    text = yaml.safe_dump(_settings(recipe), sort_keys=False)
+    text = yaml.safe_dump(settings(recipe), sort_keys=False)
 
     def write(path: Path) -> None:
         path.write_text(text, encoding="utf-8")
@@ -137,7 +150,7 @@ def check_same_run(recipe: Any, folder: Path) -> None:
     before = folder / "config.yaml"
     if not before.is_file() or not any((folder / "checkpoints").glob("step-*.pt")):
         return
-    old, new = (_flat(settings) for settings in (yaml.safe_load(before.read_text("utf-8")), _settings(recipe)))
+    old, new = (_flat(each) for each in (yaml.safe_load(before.read_text("utf-8")), settings(recipe)))
     harmless = {f"training.{name}" for name in HARMLESS}
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in harmless]
     if changed:

@@ -284,7 +284,7 @@ here = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(here)
 run = here.trainer(pathlib.Path(sys.argv[2]), here.Plain(), epochs=3, average=0.0)
 rank, world = run.accelerator.process_index, run.accelerator.num_processes
-run._batches = lambda start, size: (  # each process its half of what one process would take
+run.batches = lambda start, size: (  # each process its half of what one process would take
     {k: v[rank * size : (rank + 1) * size] for k, v in batch.items()} for batch in here.data(start, size * world)
 )
 run.run()
