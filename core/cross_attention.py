@@ -72,6 +72,8 @@ class Packed:
 
     def padded(self) -> Float[Tensor, "batch longest channels"]:
         """One row per sequence, zeros behind its end."""
+        if min(self.lengths) == max(self.lengths):
+            return self.values.unflatten(0, (len(self.lengths), -1))  # as they are: nothing is copied
         return pad_sequence(list(self.split()), batch_first=True)
 
     def visible(self) -> Bool[Tensor, "batch longest"] | None:

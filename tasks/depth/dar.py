@@ -77,14 +77,15 @@ TINY = DARConfig(
     DARDecoderConfig(
         DARTransformerConfig(width=160, depth=3, heads=4, token_width=96, memory_width=160),
         OrdinalBins(max_depth=80.0),
-        ScaleSchedule.parse("3x4 6x8 12x16 18x24"),
+        ScaleSchedule.parse("3x4 6x8 12x16"),
         context_width=48,
         bin_width=16,
         width=48,
         up_widths=(48,),
         up_kernels=(2,),
+        log_bins=True,
     ),
-    conv=ConvEncoderConfig((32, 64, 96, 160), outputs=160, features=48),
+    conv=ConvEncoderConfig((48, 80, 112, 176), outputs=160, features=48),
     image_size=(96, 128),
 )
 """For small machines: rooms and streets at 96 x 128 pixels."""
@@ -129,6 +130,22 @@ class DAR(DepthModel):
     def rates(self) -> dict[str, float]:
         """Factors of the learning rate, by parts of names: a trained diffusion network moves slowly, scenes fast."""
         return {"encoder.unet.": 0.01, "scene_embedding": 10.0} if self.config.diffusion is not None else {}
+
+    def with_scales(self, scales: str) -> Self:
+        """This model, to go on with another list of scales whose first has as many tokens.
+
+        Raises:
+            ValueError: the first scale has another number of tokens, or the list is none.
+        """
+        schedule, given = ScaleSchedule.parse(scales), self.config.decoder.schedule
+        if schedule.lengths[0] != given.lengths[0]:
+            raise ValueError(
+                f"the first scale of '{scales}' has {schedule.lengths[0]} tokens; this model begins with "
+                f"{given.lengths[0]}"
+            )
+        self.config = replace(self.config, decoder=replace(self.config.decoder, schedule=schedule))
+        self.decoder.config = self.config.decoder
+        return self
 
     # --- depths ------------------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ class DARDecoderConfig:
     width: of the GRU's state.
     up_widths, up_kernels: of the transposed convolutions of stride 2 that enlarge a token map (kernels 2, 3 or 4).
     unread_layers: carry the layers of the published files that nothing reads.
+    log_bins: the GRU is told the logarithms of the bins' centres instead of metres. Convolutions over values of up to
+        80 saturate its gates, and every step of an optimiser throws them about; at 10 m that matters less.
     """
 
     transformer: DARTransformerConfig = field(default_factory=DARTransformerConfig)
@@ -50,6 +52,7 @@ class DARDecoderConfig:
     up_widths: tuple[int, ...] = (32, 32, 32)
     up_kernels: tuple[int, ...] = (2, 2, 2)
     unread_layers: bool = False
+    log_bins: bool = False
 
     def __post_init__(self) -> None:
         if len(self.up_widths) != len(self.up_kernels) or set(self.up_kernels) - {2, 3, 4}:
@@ -259,7 +262,8 @@ class DARDecoder(nn.Module):
         return KeyValueCache(depth, batch, schedule.length, heads, size, dtype=key.dtype, device=key.device)
 
     def _of_bins(self, edges: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        middle = centres(edges).expand(-1, -1, *size).to(self.query_tokens.dtype)
+        middle = centres(edges).expand(-1, -1, *size)
+        middle = (middle.log() if self.config.log_bins else middle).to(self.query_tokens.dtype)
         return self.gru.of_bins(self.bin_features(middle))
 
 

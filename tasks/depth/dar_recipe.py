@@ -41,7 +41,7 @@ class DARRecipe:
         causal, refined: the paper's mask and its bins; without both, the published code's model.
         backbone: file or folder of a trained DINOv2 or Stable Diffusion, for the presets whose encoder that is.
         classifier: folder of a trained ViT-B/16 classifier, for Stable Diffusion's scene embedding.
-        init: a DAR to start from: folder or official file. Its sizes are then its own.
+        init: a DAR to start from: folder or official file. Its sizes are then its own, but for ``scales``.
         validation_pairs: held-out pairs whose depth is predicted at a validation, at most.
     """
 
@@ -119,7 +119,7 @@ class DARRecipe:
         if self.init is not None:
             start: DAR = load(self.init)
             start.config = replace(start.config, image_size=self.data.size)
-            return start
+            return start.with_scales(self.scales) if self.scales else start
         model = DAR(self.config())
         encoder = model.encoder
         if self.classifier is not None and not isinstance(encoder, DiffusionEncoder):
