@@ -130,12 +130,18 @@ def text_side(field: str | None) -> Side:
 
 def colours_of(images: "Tensor") -> list[str]:
     """The colour in `COLOURS` that most pixels of each image, (batch, 3, height, width) in [-1, 1], are nearest to."""
+    names = list(COLOURS)
+    return [names[place] for place in colour_shares(images).argmax(1)]
+
+
+def colour_shares(images: "Tensor") -> np.ndarray:
+    """Share of the pixels of each image, (batch, 3, height, width) in [-1, 1], that are nearest to each of `COLOURS`;
+    (batch, colours)."""
     pixels = (images.flatten(2).numpy() + 1) * 127.5
     palette = np.array(list(COLOURS.values()), np.float32)
     distances = ((pixels[:, None] - palette[None, :, :, None]) ** 2).sum(2)
     nearest = distances.argmin(1)
-    names = list(COLOURS)
-    return [names[np.bincount(row, minlength=len(names)).argmax()] for row in nearest]
+    return np.stack([np.bincount(row, minlength=len(palette)) / len(row) for row in nearest])
 
 
 def _beside(image: Path, read: Callable[[str, bytes], str]) -> str:

@@ -17,6 +17,7 @@ def chair(draw: Draw) -> Assembly:
     thing = Assembly()
     square = draw.random() < 0.6
     if draw.random() < 0.2:
+        thing.tell("legs", "a column on five feet")
         thing.add(tube(leg * 1.2, seat, (0, 0, 0)), frame)
         for i in range(5):
             angle = 2 * math.pi * i / 5
@@ -24,6 +25,7 @@ def chair(draw: Draw) -> Assembly:
             thing.add(rod((0, 0, 0.08), foot, 0.03, 0.02), frame)
     else:
         splay = draw.uniform(0, 0.05)
+        thing.tell("legs", "four legs")
         for x in (-1, 1):
             for y in (-1, 1):
                 joint = (x * (width / 2 - leg), y * (depth / 2 - leg), seat)
@@ -36,6 +38,7 @@ def chair(draw: Draw) -> Assembly:
     thing.add(box((width, depth, thick), (0, 0, seat)), cover)
     top, rear = seat + thick + back, depth / 2 - leg
     if draw.random() < 0.45:
+        thing.tell("back", "a solid back")
         thing.add(_panel(width, rear, rear + lean, seat, top, 2 * leg), cover)
     else:
         for x in (-1, 1):
@@ -43,6 +46,7 @@ def chair(draw: Draw) -> Assembly:
             thing.add(rod((post, rear, seat), (post, rear + lean, top), leg), frame)
         if draw.random() < 0.5:
             rows = int(draw.integers(2, 5))
+            thing.tell("back", "a back of slats")
             for i in range(rows):
                 share = (i + 1) / rows
                 high = seat + thick + back * share
@@ -51,11 +55,14 @@ def chair(draw: Draw) -> Assembly:
                 thing.add(_panel(width - leg, behind, behind, high - tall, high, 1.4 * leg), cover)
         else:
             columns = int(draw.integers(3, 6))
+            thing.tell("back", "a back of bars")
             thing.add(_panel(width, rear + lean * 0.9, rear + lean, top - 0.08, top, 2 * leg), cover)
             for i in range(columns):
                 across = (i + 0.5) * (width - 2 * leg) / columns - width / 2 + leg
                 thing.add(rod((across, rear, seat), (across, rear + lean, top - 0.02), leg * 0.7), frame)
+    thing.tell("arms", "")
     if draw.random() < 0.3:
+        thing.tell("arms", "arm-rests")
         high = seat + thick + draw.uniform(0.17, 0.24)
         for x in (-1, 1):
             side = x * (width / 2 - leg * 0.5)
@@ -87,15 +94,18 @@ def table(draw: Draw) -> Assembly:
     thing = Assembly()
     if draw.random() < 0.4:
         radius = draw.uniform(0.38, 0.6)
+        thing.tell("top", "a round top")
         thing.add(tube(radius, thick, (0, 0, height)), wood)
         width = depth = radius * 1.3
         single = draw.random() < 0.6
     else:
         width, depth = draw.uniform(0.9, 1.5), draw.uniform(0.6, 0.85)
+        thing.tell("top", "a rectangular top")
         thing.add(box((width, depth, thick), (0, 0, height)), wood)
         single = False
     leg = draw.uniform(0.028, 0.045)
     if single:
+        thing.tell("legs", "a column")
         thing.add(tube(leg * 1.5, height, (0, 0, 0)), legs)
         base = draw.uniform(0.22, 0.32)
         if draw.random() < 0.5:
@@ -106,6 +116,7 @@ def table(draw: Draw) -> Assembly:
                 thing.add(rod((0, 0, 0.15), (base * math.cos(angle), base * math.sin(angle), 0.03), 0.04, 0.03), legs)
         return thing
     kind = draw.random()
+    thing.tell("legs", "two boards as legs" if kind < 0.2 else "crossed legs" if kind > 0.85 else "four legs")
     for x in (-1, 1):
         end = x * (width / 2 - 2 * leg)
         if kind < 0.2:
@@ -132,7 +143,9 @@ def lamp(draw: Draw) -> Assembly:
     thing = Assembly()
     foot, stem = draw.uniform(0.12, 0.2), draw.uniform(0.02, 0.032)
     thing.add(tube(foot, 0.045, (0, 0, 0), foot * draw.uniform(0.75, 1.0)), metal)
+    thing.tell("stem", "an upright stem")
     if draw.random() < 0.3:
+        thing.tell("stem", "a bent arm")
         elbow: Point = (-draw.uniform(0.12, 0.25), 0, draw.uniform(0.35, 0.5))
         end: Point = (draw.uniform(0.15, 0.3), 0, elbow[2] + draw.uniform(0.08, 0.25))
         thing.add(path([(0, 0, 0.02), elbow, end], stem), metal).add(ball(stem * 1.5, elbow), metal)
@@ -164,9 +177,12 @@ def bed(draw: Draw) -> Assembly:
     thing.add(box((width * 0.99, length * draw.uniform(0.5, 0.68), 0.2), (0, -length * 0.16, high + 0.03)), cloth)
     head = high + draw.uniform(0.5, 0.85)
     thing.add(box((width, 0.08, head), (0, length / 2, 0)), wood)
+    thing.tell("foot", "")
     if draw.random() < 0.6:
+        thing.tell("foot", "a foot-board")
         thing.add(box((width, 0.08, high + draw.uniform(0.2, 0.4)), (0, -length / 2, 0)), wood)
     pillows = 1 if width < 1.1 else 2
+    thing.tell("pillows", "one pillow" if pillows == 1 else "two pillows")
     for i in range(pillows):
         across = (i + 0.5) * width / pillows - width / 2
         soft = ball(1, (across, length * 0.36, high + 0.22), (width / pillows * 0.42, 0.2, 0.11))

@@ -112,12 +112,21 @@ def hollow(outer: Sequence[tuple[float, float]], wall: float, floor: float) -> A
 
 @dataclass
 class Assembly:
-    """Solids of different colours; the later ones take the place of earlier ones where they overlap."""
+    """Solids of different colours; the later ones take the place of earlier ones where they overlap.
+
+    Attributes:
+        told: what an object has, by the name of the feature: "a back of slats"; empty: it has none.
+    """
 
     parts: list[tuple[Any, tuple[int, int, int]]] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
 
     def add(self, solid: Any, colour: tuple[int, int, int]) -> Assembly:
         self.parts.append((solid, colour))
+        return self
+
+    def tell(self, feature: str, phrase: str) -> Assembly:
+        self.told[feature] = phrase
         return self
 
     def mesh(self) -> Mesh:

@@ -20,6 +20,7 @@ def hammer(draw: Draw) -> Assembly:
     neck = tube(high * 0.8, reach, (0, 0, 0)) + tube(face, 0.13, (0, 0, reach - 0.08))
     thing.add(neck.rotate((0, 90, 0)).translate((0.05, 0, top)), steel)
     kind = draw.random()
+    thing.tell("back", "a claw" if kind < 0.5 else "a wedge" if kind < 0.75 else "two faces")
     if kind < 0.5:
         curve = draw.uniform(0.15, 0.28)
         for side in (-1, 1):
@@ -52,7 +53,8 @@ def spoon(draw: Draw) -> Assembly:
     ]
     end = thick * draw.uniform(1.2, 2.0)
     handle = path([(x / 1.0, y, z) for x, y, z in points], [end, end * 0.9, thick, thick * 0.9, thick * 0.9, thick])
-    return Assembly().add(bowl + handle, material)
+    length_told = "a long handle" if length > 1.5 else "a short handle"
+    return Assembly().add(bowl + handle, material).tell("handle", length_told)
 
 
 def screwdriver(draw: Draw) -> Assembly:
@@ -70,7 +72,9 @@ def screwdriver(draw: Draw) -> Assembly:
         body = body - tube(wide * 0.28, handle * 0.55, place, sides=12)
     shaft, end = draw.uniform(0.05, 0.07), handle + draw.uniform(0.7, 1.0)
     thing = Assembly().add(body, grip).add(tube(shaft, end - handle, (0, 0, handle - 0.02)), steel)
+    thing.tell("tip", "a pointed tip")
     if draw.random() < 0.6:
+        thing.tell("tip", "a flat tip")
         flat = box((0.24, 2 * shaft, 0.22), (0, 0, end - 0.05)) ^ tube(0.12, 0.3, (0, 0, end - 0.06), 0.05)
         return thing.add(flat.scale((1.2, 0.7, 1)), steel)
     return thing.add(tube(shaft * 1.3, 0.2, (0, 0, end - 0.03), 0.025, 8), steel)
@@ -93,8 +97,10 @@ def wrench(draw: Draw) -> Assembly:
 
     made = made + disc(head, length) - jaw(head).rotate((0, tilt, 0)).translate((0, 0, length))
     small = head * draw.uniform(0.7, 0.95)
+    end = "two jaws"
     if draw.random() < 0.6:
+        end = "a ring"
         made = made + disc(small, 0.0) - disc(small * 0.55, 0.0, 6).scale((1, 3, 1))
     else:
         made = made + disc(small, 0.0) - jaw(small).rotate((0, 180 + tilt, 0))
-    return Assembly().add(made, steel)
+    return Assembly().add(made, steel).tell("end", end)

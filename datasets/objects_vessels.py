@@ -25,7 +25,9 @@ def cup(draw: Draw) -> Assembly:
         points.append((side + reach * math.cos(angle), 0, z))
     handle = path(points, thick) - turned([(0, 0.02), *((r, z) for r, z in outer), (0, height)])
     thing = Assembly().add(body, glaze).add(handle, tint(draw, "any") if draw.random() < 0.3 else glaze)
+    thing.tell("saucer", "")
     if draw.random() < 0.35:
+        thing.tell("saucer", "a saucer")
         saucer = smooth((0, 0.04, 0.11), (top * 0.8, top * 1.2, top * 1.55), 10)
         thing.add(hollow([(r, z - 0.07) for r, z in saucer], 0.12, 0.09), glaze)
     return thing
@@ -48,7 +50,9 @@ def bottle(draw: Draw) -> Assembly:
     outline += smooth((shoulder + 0.01, (shoulder + narrow) / 2, narrow), (body, (body + neck) / 2, neck), 14)
     outline += [(neck, height), (0.0, height)]
     thing = Assembly().add(turned(outline), glass)
+    thing.tell("cap", "an open neck").tell("label", "")
     if draw.random() < 0.6:
+        thing.tell("cap", "a cap")
         cap = draw.uniform(0.09, 0.16)
         thing.add(tube(neck + 0.025, cap, (0, 0, height - cap * 0.6)), tint(draw, "any"))
     else:
@@ -57,6 +61,7 @@ def bottle(draw: Draw) -> Assembly:
         thing.parts[1] = (thing.parts[1][0] - tube(neck * 0.6, 0.2, (0, 0, height - 0.15)), glass)
     if draw.random() < 0.6:
         low, high = shoulder * 0.2, shoulder * 0.8
+        thing.tell("label", "a label")
         thing.add(tube(body + 0.012, high - low, (0, 0, low)), tint(draw, "ceramic"))
     return thing
 
@@ -72,6 +77,7 @@ def vase(draw: Draw) -> Assembly:
     body = hollow(outer, 0.06, 0.09)
     thing = Assembly()
     kind = draw.random()
+    thing.tell("side", "ribs" if kind < 0.25 else "two handles" if kind > 0.65 else "a smooth side")
     if kind < 0.25:
         ribs = int(draw.integers(8, 15))
         whole = turned([(0, 0), *outer, (0, height)])
@@ -118,4 +124,5 @@ def teapot(draw: Draw) -> Assembly:
         angle = math.pi * (0.5 + i / 8)
         z = tall + tall * 0.55 * math.sin(angle) * high / 1.4
         handle.append((-wide * 0.8 + (reach + 0.1) * math.cos(angle), 0, z))
+    thing.tell("body", "a tall body" if tall > 0.95 * wide else "a flat body" if tall < 0.8 * wide else "a round body")
     return thing.add(path(handle, 0.06), second)

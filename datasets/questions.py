@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import DatasetError
 
-FORMATS = ("pope", "mme", "mmbench", "seed", "captions")
+FORMATS = ("pope", "mme", "mmbench", "seed", "captions", "answers")
 
 
 class QuestionError(DatasetError):
@@ -45,7 +45,8 @@ def read_questions(path: str | Path, form: str, images: str | Path | None = None
     pope: lines of JSON with question_id, image, text, label. mme: a folder per category with images and, beside each
     or in questions_answers_YN, a .txt of lines "question TAB answer". mmbench: a table (.tsv) with index, image
     (base64), question, hint, A to D, answer, category. seed: JSON with questions of choice_a to choice_d, answer and
-    data_id. captions: JSON as COCO has it (images, annotations), or a list of image and captions.
+    data_id. captions: JSON as COCO has it (images, annotations), or a list of image and captions. answers: lines of
+    JSON with image, question, answer and, if you like, group: any questions with one short answer each.
 
     `images` is the folder of the images where the file only names them; by default the file's own.
 
@@ -136,13 +137,23 @@ def _captions(path: Path, folder: Path) -> Iterator[Question]:
         yield Question(str(file), folder / file, "", tuple(captions))
 
 
-_READERS = {"pope": _pope, "mme": _mme, "mmbench": _mmbench, "seed": _seed, "captions": _captions}
+def _answers(path: Path, folder: Path) -> Iterator[Question]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        if line.strip():
+            entry = json.loads(line)
+            group = str(entry.get("group", ""))
+            yield Question(str(number), folder / entry["image"], entry["question"], (entry["answer"],), group=group)
+
+
+_READERS = {"answers": _answers, "pope": _pope, "mme": _mme, "mmbench": _mmbench, "seed": _seed, "captions": _captions}
 
 
 def prompt_of(question: Question, form: str) -> str:
     """What a model is asked, as lmms-eval words it."""
     if form == "captions":
         return "Describe the image in one sentence."
+    if form == "answers":
+        return question.text
     text = question.text.strip().replace(" Please answer yes or no.", "")
     if not question.options:
         return f"{text}\nAnswer the question using a single word or phrase."

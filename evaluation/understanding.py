@@ -99,6 +99,26 @@ def choice_scores(
     return {**scores, "accuracy": 100 * sum(right) / len(right), "unread": 100 * said.count("") / len(said)}
 
 
+def answer_scores(answers: Sequence[str], labels: Sequence[str], groups: Sequence[str]) -> dict[str, float]:
+    """Share of answers that are right word for word, case, articles and punctuation aside, in percent: of every group
+    and ``accuracy`` over all; beside each, what always giving the group's commonest answer would reach (``floor``)."""
+    _same(answers, labels, groups)
+    said, wanted = [_bare(each) for each in answers], [_bare(each) for each in labels]
+    right = [a == b for a, b in zip(said, wanted, strict=True)]
+    scores, floor = dict[str, float](), 0.0
+    for group in sorted(set(groups)):
+        own = [i for i, name in enumerate(groups) if name == group]
+        least = majority([wanted[i] for i in own])
+        floor += least * len(own) / len(groups)
+        if group:
+            scores |= {group: 100 * sum(right[i] for i in own) / len(own), f"{group} floor": least}
+    return {**scores, "accuracy": 100 * sum(right) / len(right), "floor": floor}
+
+
+def _bare(text: str) -> str:
+    return " ".join(word for word in _plain(text).split() if word not in ("a", "an", "the"))
+
+
 def caption_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """BLEU of one to four words and chrF of captions, in percent, by torchmetrics."""
     from torchmetrics.functional.text import bleu_score, chrf_score

@@ -234,6 +234,12 @@ _SYSTEMS = (
         class_name="PointTokenizer",
         stated_terms="no weights were published",
     ),
+    System(
+        name="describer",
+        module="nextscale.tasks.shapes.describing",
+        class_name="Describer",
+        stated_terms="no weights were published",
+    ),
     # No next-scale system: the baseline they are compared with.
     System(
         name="raster",
@@ -345,6 +351,10 @@ RECIPES: dict[str, Recipe] = {
     "g3pt-tokenizer": Recipe(
         "nextscale.tasks.shapes.g3pt_recipe:PointTokenizerRecipe",
         "points of surfaces <-> sets of binary tokens, for G3PT",
+    ),
+    "describer": Recipe(
+        "nextscale.tasks.shapes.describing_recipe:DescriberRecipe",
+        "a language model that says what shapes are, of SAR3D's or G3PT's tokens",
     ),
     "g3pt": Recipe(
         "nextscale.tasks.shapes.g3pt_recipe:G3PTRecipe", "3D shapes of classes, pictures or texts, over sets of tokens"

@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "draw images",
     "chat": "talk with a model that answers in words and images",
     "edit": "draw part of an image anew, or continue it beyond its edges",
+    "describe": "what the object of a mesh is, in words",
     "shape": "3D shapes of a class, a picture or a text: meshes, pictures, turntables, a page to turn them on",
     "depth": "depth of photos: as maps, pictures, points, or seen from elsewhere",
     "restore": "clean photos: of noise, blur, rain, haze, darkness; of any size",

@@ -16,10 +16,16 @@ def add_arguments(parser: Any) -> None:
 
     parser.add_argument("model", type=str, help="name, file or folder of a model that holds conversations")
     parser.add_argument(
-        "--benchmark", type=Literal["pope", "mme", "mmbench", "seed", "captions"], required=True, help="form and scores"
+        "--benchmark",
+        type=Literal["pope", "mme", "mmbench", "seed", "captions", "answers"],
+        required=True,
+        help="form and scores",
     )
     parser.add_argument("--questions", type=str, required=True, help="the benchmark's file; of MME: its folder")
     parser.add_argument("--images", type=str | None, default=None, help="folder of the images that the file names")
+    parser.add_argument(
+        "--shapes", type=str | None, default=None, help="folder of the shapes that it names, of a model that describes"
+    )
     parser.add_argument("--out", type=str, default="out/understanding", help="folder of answers and scores")
     parser.add_argument("--limit", type=int | None, default=None, help="only the first so many questions")
     parser.add_argument("--batch-size", type=int, default=1, help="questions at once")
@@ -34,7 +40,12 @@ def run(arguments: Any) -> None:
 
     if arguments.batch_size < 1 or (arguments.limit is not None and arguments.limit < 1):
         raise ValueError("--batch-size and --limit must be 1 or more")
-    questions = read_questions(arguments.questions, arguments.benchmark, arguments.images)[: arguments.limit]
+    if arguments.shapes is not None:
+        from nextscale.cli.evaluate_descriptions import read_shape_questions
+
+        questions = read_shape_questions(arguments)[: arguments.limit]
+    else:
+        questions = read_questions(arguments.questions, arguments.benchmark, arguments.images)[: arguments.limit]
     answers = _answers(questions, arguments)
     scores = score(arguments.benchmark, questions, answers)
     record = write_json(
@@ -70,6 +81,10 @@ def _answers(questions: Sequence[Question], arguments: Any) -> list[str]:
     if len(answers) == len(questions):
         return answers
     model = nextscale.load(arguments.model, **loading_options(arguments))
+    if arguments.shapes is not None:
+        from nextscale.cli.evaluate_descriptions import answer
+
+        return answer(model, questions, arguments)
     if not hasattr(model, "chat"):
         raise ValueError(f"{arguments.model} is a {type(model).__name__}, which holds no conversation")
     with progress("answering", "questions") as report:
@@ -93,6 +108,9 @@ def score(benchmark: str, questions: Sequence[Question], answers: Sequence[str])
 
     if benchmark == "captions":
         return understanding.caption_scores(answers, [each.answers for each in questions])
+    if benchmark == "answers":
+        labels, groups = [each.answers[0] for each in questions], [each.group for each in questions]
+        return understanding.answer_scores(answers, labels, groups)
     labels, groups = [each.answers[0] for each in questions], [each.group for each in questions]
     if benchmark == "mme":
         return understanding.mme_scores(answers, labels, groups, [each.pair for each in questions])

@@ -76,6 +76,11 @@ def run(arguments: Any) -> None:
     if hasattr(model, "painter"):
         run_prompts(model, arguments, options)
         return
+    if hasattr(model, "chat"):
+        from nextscale.cli.generate_talk import run_talk
+
+        run_talk(model, arguments, options)
+        return
     check_no_prompts(arguments, model)
     options = with_filters(options)
     if options["guidance"] is None:

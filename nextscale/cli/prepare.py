@@ -12,6 +12,8 @@ PREPARATIONS: dict[str, str] = {
     "scenes": "synthetic rooms and streets: pictures with exact depth, to train depth models on",
     "shapes": "objects, procedural or of any folder of meshes: points, what is inside, pictures; repaired and checked",
     "gbuffers": "views of objects with depth, outline, normals and cameras, as SAR3D is trained on",
+    "descriptions": "captions, questions and answers about prepared procedural objects, to train describers on",
+    "conversations": "questions and answers about images with classes, and requests to draw them, to train VARGPT on",
 }
 """What can be prepared, ``nextscale.cli.prepare_<name>``, and its summary."""
 

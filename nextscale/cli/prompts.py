@@ -152,7 +152,7 @@ def _draw(
     ):
         paths += save_pngs(drawn.images, out)
         captions += [
-            f"{_shortened(prompts[text])}, seed {seed}" for text, seed in zip(drawn.texts, drawn.seeds, strict=True)
+            f"{shortened(prompts[text])}, seed {seed}" for text, seed in zip(drawn.texts, drawn.seeds, strict=True)
         ]
         if arguments.sheet and len(captions) - len(drawn.images) < SHEET_LIMIT:
             kept.append(drawn.images)
@@ -182,7 +182,8 @@ def _draw(
     return files
 
 
-def _shortened(prompt: str) -> str:
+def shortened(prompt: str) -> str:
+    """As captions show it."""
     text = " ".join(prompt.split())
     return text if len(text) <= CAPTION else f"{text[: CAPTION - 1]}…"
 

@@ -94,6 +94,8 @@ def sampler(recipe: Any, runner: Any) -> Callable[[int], None]:
         from nextscale.pictures import comparison_sheet, save_png
 
         examples = recipe.examples(runner)
+        if not examples.rows:
+            return  # nothing of this run can be seen
         width = max(picture.shape[-1] for _, pictures in examples.rows for picture in pictures)
         sheet = comparison_sheet(examples.rows, examples.headings, scale=max(1, SHEET_CELL // width))
         # A run that is taken up again draws the sheets after its last checkpoint once more.

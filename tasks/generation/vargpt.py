@@ -281,7 +281,11 @@ class VARGPT(Chats, nn.Module):
         schedule = self.config.schedule
         guidance = self.config.guidance if guidance is None else guidance
         both = branches(guidance, len(state), schedule, self.config.variant, self.device)
-        network = Painting(self, state, len(both) > 1, noise or draws.normal)
+        null = None
+        if self.config.null_prompt is not None and len(both) > 1 and noise is None:
+            asked = [{"role": "user", "content": self.config.null_prompt}]
+            null = self._begin_image([asked]).select([0] * len(state))
+        network = Painting(self, state, len(both) > 1, noise or draws.normal, null)
         return sample(network, self.tokenizer.quantizer, schedule, both, emitter or self.emitter(), draws)
 
     def emitter(

@@ -53,6 +53,8 @@ class VARGPTConfig:
         under the label of dropped conditions instead.
     join_images: v1: in training, images to draw enter the language model beside images to read. The published code
         leaves them out of batches that have any to read.
+    null_prompt: v1: what the user says in the row that guidance leads away from; None: that row is noise, as
+        published, which says nothing of the image so far.
     guidance, temperature, top_k, top_p: to sample with where none are asked for.
     image_weight: of the loss of images beside that of text.
     folded: modulations are constants; the maps that they come from are gone.
@@ -69,6 +71,7 @@ class VARGPTConfig:
     grid: tuple[int, ...] | None = None
     labelled: bool = True
     join_images: bool = True
+    null_prompt: str | None = None
     guidance: float = 1.5
     temperature: float = 1.0
     top_k: int = 900
@@ -79,6 +82,8 @@ class VARGPTConfig:
     def __post_init__(self) -> None:
         if (self.var is None) == (self.infinity is None):
             raise ValueError("a VARGPT has one decoder: give var (v1) or infinity (v1.1), and not both")
+        if self.null_prompt is not None and self.var is None:
+            raise ValueError("null_prompt is for v1; guidance of v1.1 leads away from what is drawn without a prompt")
 
     @property
     def variant(self) -> Variant:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,12 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nextscale.core.training import Batch
-from nextscale.datasets.draws import uniforms_of
+from nextscale.datasets.draws import uniforms
 from nextscale.tasks.generation.vargpt_images import MessageError, Processor, open_image
 from nextscale.tasks.generation.vargpt_training import IGNORED
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SEEN, DRAWN = "<image>", "<image_gen>"
 """What stands in a text for an image to read, and for one to draw."""
+KEPT = 200_000
+"""Samples whose text is kept in numbers once it was read."""
 _MARK = re.compile(f"({re.escape(SEEN)}|{re.escape(DRAWN)})")
 Key = int | tuple[int, int]
 
@@ -117,6 +122,21 @@ class Encoded:
     drawn: list[Float[Tensor, "3 height width"]]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Part of a sample's text.
+
+    Attributes:
+        numbers: of its tokens, one mark for each image.
+        learned: it is an answer.
+        images: to read, whose marks stand in it.
+    """
+
+    numbers: list[int]
+    learned: bool
+    images: int
+
+
 class ConversationSet:
     """Map-style dataset of conversations; a batch is what
     :class:`nextscale.tasks.generation.vargpt_training.VARGPTTraining` takes.
@@ -128,6 +148,8 @@ class ConversationSet:
         pairs: of images to prefer; the liked ones are the first half of a batch's rows.
         crop: ``"random"``, or ``"center"`` for measuring.
         resize_ratio: the shorter side is resized to this times ``size`` before the crop.
+        read_ratio: images to read are cut at random to one part in so many of their sides; 1: they are left whole.
+        mirror: mirror images at random, those of a sample alike.
     """
 
     def __init__(
@@ -141,13 +163,19 @@ class ConversationSet:
         pairs: bool = False,
         crop: str = "random",
         resize_ratio: float = 1.125,
+        read_ratio: float = 1.0,
+        mirror: bool = False,
         seed: int = 0,
     ) -> None:
+        if read_ratio < 1:
+            raise ValueError(f"read_ratio is {read_ratio}; expected 1 (images are read whole) or more")
         if pack and pairs:
             raise ValueError("pairs of images are not packed: each needs a row of its own")
         self.conversations, self.processor, self.size = list(conversations), processor, size
         self.length, self.pack, self.pairs = length, pack, pairs
         self.crop, self.resize_ratio, self.seed = crop, resize_ratio, seed
+        self.read_ratio, self.mirror = read_ratio, mirror
+        self._spelled: dict[int, list[Piece]] = {}
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -165,24 +193,25 @@ class ConversationSet:
         Raises:
             ConversationError: an image cannot be read, or the sample is too long.
         """
-        talk, processor, marks = self.conversations[number], self.processor, self.processor.config.marks
-        names = {key: processor.tokenizer.convert_ids_to_tokens(getattr(marks, key)) for key in ("start", "pad", "end")}
-        drawing = "".join(names[key] for key in ("start", "pad", "end"))
-        images = iter(talk.images[choice:] if self.pairs else talk.images)
-        messages, drawn = [], []
+        talk = self.conversations[number]
+        marks = [mark for _, content in talk.messages for mark in _MARK.findall(content)]
+        ids, labels = list[int](), list[int]()
+        seen, drawn = list[tuple[Tensor, tuple[int, ...]]](), list[Float[Tensor, "3 size size"]]()
         try:
-            for role, content in talk.messages:
-                parts: list[dict[str, Any]] = []
-                for piece in _MARK.split(content):
-                    if piece == SEEN:
-                        parts.append({"type": "image", "image": next(images)})
-                    elif piece == DRAWN:
-                        drawn.append(self._target(next(images), epoch, number))
-                        parts.append({"type": "text", "text": drawing})
-                    elif piece:
-                        parts.append({"type": "text", "text": piece})
-                messages.append({"role": role, "content": parts})
-            ids, labels, seen = self._spell(messages)
+            sources = []
+            for mark, path in zip(marks, talk.images[choice:], strict=False):
+                image = self._open(path, epoch, number)
+                if mark == SEEN:
+                    sources.append(self._cut(image, epoch, number))
+                else:
+                    drawn.append(self._target(image, epoch, number))
+            for piece in self._spell(number):
+                own, sources = sources[: piece.images], sources[piece.images :]
+                numbers, images = self.processor.place(piece.numbers, own)
+                pad = self.processor.config.marks.pad
+                row = [n for n in numbers for n in [n] * (self.places if n == pad else 1)]
+                labels += [n if piece.learned and n != pad else IGNORED for n in row]
+                ids, seen = ids + row, seen + images
         except MessageError as error:
             raise ConversationError(f"sample {number}: {error}") from None
         if len(ids) > self.length:
@@ -192,44 +221,70 @@ class ConversationSet:
             )
         return Encoded(ids, labels, seen, drawn)
 
-    def _spell(
-        self, messages: list[dict[str, Any]]
-    ) -> tuple[list[int], list[int], list[tuple[Tensor, tuple[int, ...]]]]:
-        """Tokens, their labels (those of answers), and the images to read."""
-        ids: list[int] = []
-        labels: list[int] = []
-        seen: list[tuple[Tensor, tuple[int, ...]]] = []
-        marks, before = self.processor.config.marks, ""
+    def _spell(self, number: int) -> list[Piece]:
+        """The text of a sample in numbers, message by message; found once, while there is room."""
+        if number in self._spelled:
+            return self._spelled[number]
+        marks, tokenizer = self.processor.config.marks, self.processor.tokenizer
+        drawing = "".join(tokenizer.convert_ids_to_tokens([marks.start, marks.pad, marks.end]))
+        messages = []
+        for role, content in self.conversations[number].messages:
+            parts: list[dict[str, Any]] = []
+            for piece in _MARK.split(content):
+                if piece == SEEN:
+                    parts.append({"type": "image", "image": SEEN})
+                elif piece:
+                    parts.append({"type": "text", "text": drawing if piece == DRAWN else piece})
+            messages.append({"role": role, "content": parts})
+        pieces, before = list[Piece](), ""
         for end, message in enumerate(messages, 1):
             answer = message["role"] == "assistant"
-            pieces = [(messages[: end - 1], True)] if answer and end > 1 else []
-            for part, answering in [*pieces, (messages[:end], False)]:
+            asked = [(messages[: end - 1], True)] if answer and end > 1 else []
+            for part, answering in [*asked, (messages[:end], False)]:
                 text, _ = self.processor.render(part, answering=answering)
                 if not text.startswith(before):
                     raise MessageError("the chat template does not write conversations from beginning to end")
-                sources = [p["image"] for p in message["content"] if p["type"] == "image"] if not answering else []
-                numbers, images = self.processor.encode(text[len(before) :], sources, first=not before)
-                row = [n for number in numbers for n in [number] * (self.places if number == marks.pad else 1)]
-                learned = answer and not answering
-                labels += [n if learned and n != marks.pad else IGNORED for n in row]
-                ids, seen, before = ids + row, seen + images, text
-        return ids, labels, seen
+                numbers = self.processor.numbers(text[len(before) :], first=not before)
+                images = sum(part["type"] == "image" for part in message["content"]) if not answering else 0
+                pieces.append(Piece(numbers, answer and not answering, images))
+                before = text
+        if len(self._spelled) < KEPT:
+            self._spelled[number] = pieces
+        return pieces
 
     @property
     def places(self) -> int:
         """Tokens that stand for an image to draw."""
         return self.processor.config.places
 
-    def _target(self, path: Path, epoch: int, number: int) -> Float[Tensor, "3 size size"]:
-        from PIL.Image import Resampling
+    def _open(self, path: Path, epoch: int, number: int) -> Image:
+        from PIL import ImageOps
 
         image = open_image(path)
+        mirrored = self.mirror and self._draw(epoch, number)[2] < 0.5
+        return ImageOps.mirror(image) if mirrored else image
+
+    def _draw(self, epoch: int, number: int) -> tuple[float, ...]:
+        """Five numbers in [0, 1) that a sample's images are cut and mirrored by."""
+        return uniforms(self.seed, epoch, number, 5)
+
+    def _cut(self, image: Image, epoch: int, number: int) -> Image:
+        """A part of an image to read."""
+        if self.read_ratio == 1:
+            return image
+        across, down = self._draw(epoch, number)[3:]
+        width, height = (side / self.read_ratio for side in image.size)
+        left, top = across * (image.width - width), down * (image.height - height)
+        box = (round(left), round(top), round(left + width), round(top + height))
+        return image.crop(box)
+
+    def _target(self, image: Image, epoch: int, number: int) -> Float[Tensor, "3 size size"]:
+        from PIL.Image import Resampling
+
         scale = max(round(self.resize_ratio * self.size), self.size) / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Resampling.LANCZOS)
-        place = np.array([0.5, 0.5])
-        if self.crop == "random":
-            place = uniforms_of(self.seed, np.array([epoch]), np.array([number]), 2)[0]
+        place = self._draw(epoch, number)[:2] if self.crop == "random" else (0.5, 0.5)
         left, top = int(place[0] * (width - self.size + 1)), int(place[1] * (height - self.size + 1))
         left, top = min(left, width - self.size), min(top, height - self.size)
         values = np.asarray(image.crop((left, top, left + self.size, top + self.size)), np.float32)

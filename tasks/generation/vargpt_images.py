@@ -188,16 +188,26 @@ class Processor:
         Raises:
             MessageError: marks and images are not as many.
         """
-        marks = self.config.marks
+        return self.place(self.numbers(text, first), images)
+
+    def numbers(self, text: str, first: bool = True) -> list[int]:
+        """Numbers of the tokens, with one mark for each image."""
         # Llama's texts begin with a token of their own.
-        ids = self.tokenizer(text, add_special_tokens=first and self.config.var is not None)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=first and self.config.var is not None)["input_ids"]
+        return ids
+
+    def place(
+        self, ids: Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], list[tuple[Tensor, tuple[int, ...]]]]:
+        """The same with marks for every feature, and what the images are to the model; see :meth:`encode`."""
+        marks = self.config.marks
         if (found := ids.count(marks.image)) != len(images):
             raise MessageError(
                 f"the text has {found} marks of images and {len(images)} images were given: give every image as a part "
                 f"of its message, and do not write {self.tokenizer.convert_ids_to_tokens(marks.image)} yourself"
             )
         seen = [self.image(open_image(source)) for source in images]
-        counts, result = iter(self.features_of(grid) for _, grid in seen), []
+        counts, result = iter(self.features_of(grid) for _, grid in seen), list[int]()
         for number in ids:
             result += [number] * (next(counts) if number == marks.image else 1)
         return result, seen

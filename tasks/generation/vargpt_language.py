@@ -6,7 +6,7 @@ arXiv 2409.12191), of any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -117,6 +117,9 @@ class LanguageModel(nn.Module):
                 which keys each position sees.
             cache: of transformers; what is given is added.
         """
+        if mask is not None and mask.ndim == 4 and self.text.config._attn_implementation == "eager":
+            # Plain products take what is added to scores.
+            mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, torch.finfo(x.dtype).min)
         output = self.text(
             inputs_embeds=x,
             position_ids=positions if self.axes > 1 else positions[0],
@@ -132,27 +135,42 @@ class LanguageModel(nn.Module):
         return steps.expand(self.axes, -1, -1)
 
 
+def train_plainly(text: nn.Module, device: torch.device) -> None:
+    """Have a language model of transformers compute its attention by plain products where it is trained on a CPU: the
+    backward pass of the fused kernel takes many times as long there."""
+    if device.type == "cpu":
+        cast(Any, text).set_attn_implementation("eager")
+
+
 class Llava(LanguageModel):
-    """A language model and the features of a CLIP vision model."""
+    """A language model and the features of a vision model: CLIP's, or the cells of the last map of another one."""
 
     axes = 1
 
     def __init__(self, config: VARGPTConfig) -> None:
         from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
 
+        looks = config.vision.get("model_type", CLIP)
         kind = config.language.get("model_type", "llama")
         rest = {name: value for name, value in config.language.items() if name != "model_type"}
         super().__init__(config, made(lambda: AutoModel.from_config(AutoConfig.for_model(kind, **rest))))
         seen = {name: value for name, value in config.vision.items() if name != "model_type"}
-        vision = made(lambda: CLIPVisionModel(CLIPVisionConfig(**seen)))
+        self.convolves = looks != CLIP
+        if self.convolves:
+            vision = made(lambda: AutoModel.from_config(AutoConfig.for_model(looks, **seen)))
+        else:
+            vision = made(lambda: CLIPVisionModel(CLIPVisionConfig(**seen)))
         # Releases differ in whether the network is one level further in.
         self.vision = getattr(vision, "vision_model", vision)
         self.layer, self.keep_class_token = config.vision_layer, config.keep_class_token
         self.reader = nn.Sequential(
-            nn.Linear(config.vision["hidden_size"], self.width), nn.GELU(), nn.Linear(self.width, self.width)
+            nn.Linear(vision_width(config.vision), self.width), nn.GELU(), nn.Linear(self.width, self.width)
         )
 
     def see(self, pixels: Tensor, grids: Tensor) -> Tensor:
+        if self.convolves:
+            given = pixels.to(self.words.weight.dtype, memory_format=torch.channels_last)
+            return self.reader(self.vision(given).last_hidden_state.flatten(2).mT).flatten(0, 1)
         states = self.vision(pixels.to(self.words.weight.dtype), output_hidden_states=True).hidden_states
         chosen = states[self.layer]
         return self.reader(chosen if self.keep_class_token else chosen[:, 1:]).flatten(0, 1)
@@ -160,6 +178,14 @@ class Llava(LanguageModel):
     def positions(self, ids: Tensor, mask: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
         counted = mask.long().cumsum(-1)
         return (counted - 1).masked_fill(mask == 0, 1)[None], counted[:, -1]
+
+
+CLIP = "clip_vision_model"
+
+
+def vision_width(vision: Mapping[str, Any]) -> int:
+    """Channels of what a vision model gives; of one with several levels, of the last."""
+    return int(vision["hidden_sizes"][-1] if "hidden_sizes" in vision else vision["hidden_size"])
 
 
 class Qwen2VL(LanguageModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ import torch
 
 from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
 from nextscale.tasks.data import Examples, Load, tokenizer_of, trainer
+from nextscale.tasks.generation.adapters import add_adapters, merge_adapters, train_adapters_alone
+from nextscale.tasks.generation.var import VAR
 from nextscale.tasks.generation.vargpt import VARGPT
 from nextscale.tasks.generation.vargpt_data import DRAWN, ConversationSet, read_conversations
 from nextscale.tasks.generation.vargpt_small import SmallSizes, small_model
@@ -18,8 +20,6 @@ from nextscale.tasks.generation.vargpt_training import (
     VARGPTLossConfig,
     VARGPTPreference,
     VARGPTTraining,
-    add_adapters,
-    merge_adapters,
 )
 
 SHOWN = 8
@@ -35,9 +35,15 @@ class VARGPTRecipe:
         validation: held-out conversations, in the same form.
         init: a VARGPT to start from, folder or name; None: a small one with fresh weights.
         tokenizer: of a small one: an image tokenizer, residual (then it is a v1) or bitwise (v1.1), folder or file.
+        vocabulary: of a small one: a file of conversations whose words it is to know, such as a later run's; None:
+            those that it is trained on.
         seen: of a small one: side of the images that it reads, in pixels.
+        decoder: of a small one: a VAR, folder or name, that its decoder begins with, in place of ``tokenizer``; it
+            brings its own.
         small: its sizes.
         loss: which stage, and how; see there.
+        null_prompt: of a v1: see :class:`nextscale.tasks.generation.vargpt_config.VARGPTConfig`; one of the data's
+            requests. None: the model's own.
         pairs: learn which of two images is liked better (DPO), instead of the conversations; needs ``init``.
         beta: of that: how far the model may leave what it started from.
         lora_rank: train low-rank adapters on the language model, instead of all of it; 0: all. They are merged at the
@@ -46,15 +52,20 @@ class VARGPTRecipe:
         pack: several conversations in a row, as many as fit into ``length``.
         length: most tokens of a conversation and of a row.
         resize_ratio: the shorter side of images to draw is resized to this times their size before the crop.
+        read_ratio: images to read are cut at random to one part in so many of their sides, in training.
+        mirror: mirror images at random, in training; not where they hold texts, or left and right are spoken of.
     """
 
     conversations: str
     validation: str | None = None
     init: str | None = None
     tokenizer: str | None = None
+    decoder: str | None = None
+    vocabulary: str | None = None
     seen: int = 32
     small: SmallSizes = field(default_factory=SmallSizes)
     loss: VARGPTLossConfig = field(default_factory=VARGPTLossConfig)
+    null_prompt: str | None = None
     pairs: bool = False
     beta: float = 0.1
     lora_rank: int = 0
@@ -62,6 +73,8 @@ class VARGPTRecipe:
     pack: bool = False
     length: int = 4096
     resize_ratio: float = 1.125
+    read_ratio: float = 1.0
+    mirror: bool = False
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             output="runs/vargpt", epochs=3, batch_size=256, learning_rate=5e-5, weight_decay=0.0, schedule="cos"
@@ -69,8 +82,10 @@ class VARGPTRecipe:
     )
 
     def __post_init__(self) -> None:
-        if (self.init is None) == (self.tokenizer is None):
-            raise ValueError("give init, a VARGPT to start from, or tokenizer, to make a small one; and not both")
+        if sum(each is not None for each in (self.init, self.tokenizer, self.decoder)) != 1:
+            raise ValueError(
+                "give one of init, a VARGPT to start from, and tokenizer or decoder, to make a small one around it"
+            )
         if self.pairs and self.init is None:
             raise ValueError("pairs are learned by a trained model: give init")
         if self.lora_rank < 0:
@@ -80,16 +95,27 @@ class VARGPTRecipe:
         """What is trained: a model that is read, or a new one.
 
         Raises:
-            ValueError: ``init`` is another kind of model.
+            ValueError: ``init`` or ``decoder`` is another kind of model.
         """
-        if self.init is not None:
-            model = load(self.init)
-            if not isinstance(model, VARGPT):
-                raise ValueError(f"{self.init} is a {type(model).__name__}, expected a VARGPT")
-            return model
-        talks = read_conversations(self.conversations, self.pairs)
+        model = self._small(load) if self.init is None else load(self.init)
+        if not isinstance(model, VARGPT):
+            raise ValueError(f"{self.init} is a {type(model).__name__}, expected a VARGPT")
+        if self.null_prompt is not None:
+            model.config = replace(model.config, null_prompt=self.null_prompt)
+        return model
+
+    def _small(self, load: Load) -> VARGPT:
+        """A new one."""
+        talks = read_conversations(self.vocabulary or self.conversations)
         texts = [content for talk in talks for _, content in talk.messages]
-        return small_model(texts, cast(Any, tokenizer_of(load(self.tokenizer))), self.seen, self.small)
+        if self.decoder is None:
+            tokenizer, trained = cast(Any, tokenizer_of(load(self.tokenizer))), None
+        else:
+            trained = load(self.decoder)
+            if not isinstance(trained, VAR):
+                raise ValueError(f"{self.decoder} is a {type(trained).__name__}; a decoder can begin with a VAR")
+            tokenizer = trained.tokenizer
+        return small_model(texts, tokenizer, self.seen, self.small, trained)
 
     def open(self, path: str, model: VARGPT, held_out: bool = False) -> ConversationSet:
         """Conversations as they train this model."""
@@ -105,6 +131,8 @@ class VARGPTRecipe:
             pairs=self.pairs,
             crop="center" if held_out else "random",
             resize_ratio=self.resize_ratio,
+            read_ratio=1.0 if held_out else self.read_ratio,
+            mirror=self.mirror and not held_out,
             seed=self.training.seed,
         )
 
@@ -119,8 +147,7 @@ class VARGPTRecipe:
         else:
             task = VARGPTTraining(model, self.loss)
         if self.lora_rank:
-            for name, parameter in model.language.text.named_parameters():
-                parameter.requires_grad_(".lora_" in name or name.startswith("lora_"))
+            train_adapters_alone(model)
         return task
 
     def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:

@@ -99,10 +99,11 @@ class Painting:
     Args:
         guided: a second row per conversation stands for no prompt.
         noise: v1: what stands for hidden states of no prompt, by shape and device.
+        null: v1: as many conversations that ask for no image in particular, which the second row then goes on from.
     """
 
-    def __init__(self, model: VARGPT, state: State, guided: bool, noise: Noise) -> None:
-        self.model, self.state, self.guided, self.noise = model, state, guided, noise
+    def __init__(self, model: VARGPT, state: State, guided: bool, noise: Noise, null: State | None = None) -> None:
+        self.model, self.state, self.guided, self.noise, self.null = model, state, guided, noise, null
 
     def start(self, conditions: Int[Tensor, " rows"], schedule: ScaleSchedule) -> PaintingSession:
         """See :class:`nextscale.core.sampling.ScaleNetwork`."""
@@ -117,13 +118,15 @@ class PaintingSession:
         model, rows = painting.model, len(painting.state)
         # Conditions are (label, no label); the published v1 draws both rows without.
         wanted = 0 if model.config.labelled or model.config.infinity is not None else 1
-        labels = [wanted] * rows + ([1] * rows if painting.guided else [])
+        other = 1 if painting.null is None else wanted
+        labels = [wanted] * rows + ([other] * rows if painting.guided else [])
         found = model.conditions().of(torch.tensor(labels, device=model.device))
         self._starts, self._modulations, self._head = found
         self.cache = model.decoder.transformer.allocate_cache(len(labels), schedule.length, self._starts.dtype)
         self._memory = self._remember() if model.config.infinity is not None else None
         # The language model counts on from what it has read, whatever positions its images have.
         self._begin = painting.state.mask.sum(1)
+        self._null_begin = None if painting.null is None else painting.null.mask.sum(1)
 
     def _remember(self) -> list[Memory]:
         """What v1.1's blocks attend to: what was read, and the beginning of what stands for no prompt."""
@@ -141,18 +144,28 @@ class PaintingSession:
         begin, rows = index if first is None else first, len(state)
         given = None if inputs is None else inputs.to(model.device)
         x = model.embed(self._starts[:rows], given, schedule, begin, index + 1)
-        offset, count = schedule.ranges[begin][0], x.shape[1]
-        state.mask = torch.cat((state.mask, state.mask.new_ones(rows, count)), dim=1)
-        positions = model.language.flat(self._begin + offset, count)
-        states = model.language(model.to_language(x), positions, state.mask, state.cache)
+        states = self._go_on(state, self._begin, x, schedule.ranges[begin][0])
         parts = [model.from_language(states)]
         if self._painting.guided:
             parts.append(model.from_language(self._without_prompt(given, begin, index + 1, states)))
         return model.decode(torch.cat(parts), self._modulations, schedule, begin, index + 1, self._memory, self.cache)
 
+    def _go_on(self, state: State, begin: Tensor, x: Tensor, offset: int) -> Tensor:
+        """Hidden states of a part of the image, ``offset`` tokens after its beginning, behind what was read."""
+        model: Any = self._painting.model
+        rows, count = x.shape[:2]
+        state.mask = torch.cat((state.mask, state.mask.new_ones(rows, count)), dim=1)
+        positions = model.language.flat(begin + offset, count)
+        states: Tensor = model.language(model.to_language(x), positions, state.mask, state.cache)
+        return states
+
     def _without_prompt(self, inputs: Tensor | None, begin: int, end: int, like: Tensor) -> Tensor:
-        """Hidden states of no prompt: noise in v1; in v1.1 each scale alone, read with nothing before it."""
-        model, schedule, rows = self._painting.model, self._schedule, len(like)
+        """Hidden states of no prompt: noise in v1, or a prompt that asks for no image in particular; in v1.1 each scale
+        alone, read with nothing before it."""
+        model, schedule, rows, null = self._painting.model, self._schedule, len(like), self._painting.null
+        if null is not None and self._null_begin is not None:
+            x = model.embed(self._starts[rows:], inputs, schedule, begin, end)
+            return self._go_on(null, self._null_begin, x, schedule.ranges[begin][0])
         if model.config.infinity is None:
             return self._painting.noise(like.shape, like.device).to(like.dtype)
         x = model.to_language(model.embed(self._starts[rows:], inputs, schedule, begin, end))

@@ -6,7 +6,6 @@ VARGPT-family/VARGPT-v1.1, ``VARGPT-family-training``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 
 from nextscale.core.bitwise import bit_cross_entropy, margins
 from nextscale.core.training import Batch, Metrics, TrainingTask
+from nextscale.tasks.generation.adapters import adapters_of, adapters_off
 from nextscale.tasks.generation.infinity import Infinity
 from nextscale.tasks.generation.infinity_training import InfinityLossConfig, draw_flips
 from nextscale.tasks.generation.vargpt import SYSTEM, VARGPT
+from nextscale.tasks.generation.vargpt_language import train_plainly
 
 Stage = Literal["all", "1", "2", "12", "3", "0", "4", "5"]
 IGNORED = -100
@@ -127,6 +128,7 @@ class VARGPTTraining(TrainingTask):
     def __init__(self, model: VARGPT, config: VARGPTLossConfig | None = None) -> None:
         self.model, self.config = model, config or VARGPTLossConfig()
         freeze(model, self.config.train)
+        train_plainly(model.language.text, model.device)
         self.phases: dict[str, nn.Module] = {SYSTEM: model}
 
     def flips(self, count: int) -> list[Tensor]:
@@ -295,68 +297,3 @@ class VARGPTPreference(VARGPTTraining):
         _, logits, tokens = self.run(module, batch)
         assert logits is not None and tokens is not None
         return image_log_probabilities(logits, tokens)
-
-
-# --- adapters -------------------------------------------------------------------------------------------
-
-ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Layers of the language model that adapters are put on where none are named."""
-
-
-def add_adapters(model: VARGPT, rank: int = 16, alpha: int = 32, layers: tuple[str, ...] = ADAPTED) -> VARGPT:
-    """Put low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) on the language model, by peft; changes it.
-
-    Only the adapters of the language model learn then; what else learns is the stage's.
-
-    Raises:
-        ValueError: rank is below 1, or no layer is called so.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if rank < 1:
-        raise ValueError(f"the rank of adapters is {rank}; expected at least 1")
-    ends = {
-        name.rsplit(".", 1)[-1] for name, each in model.language.text.named_modules() if isinstance(each, nn.Linear)
-    }
-    if missing := [name for name in layers if name not in ends]:
-        raise ValueError(f"the language model has no layer {', '.join(missing)}; it has {', '.join(sorted(ends))}")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers)), model.language.text)
-    return model
-
-
-def adapters_of(model: VARGPT) -> list[Any]:
-    """The layers with adapters."""
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
-
-
-class adapters_off:
-    """Within, the model computes as without adapters."""
-
-    def __init__(self, model: VARGPT) -> None:
-        self._layers = adapters_of(model)
-
-    def __enter__(self) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(False)
-
-    def __exit__(self, *error: object) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(True)
-
-
-def merge_adapters(model: VARGPT) -> VARGPT:
-    """Add the adapters to the weights under them and take them off: the model saves and exports as any."""
-    names = [name for name, module in model.named_modules() if module in adapters_of(model)]
-    for name in names:
-        parent, _, leaf = name.rpartition(".")
-        layer: Any = model.get_submodule(name)
-        layer.merge()
-        setattr(model.get_submodule(parent), leaf, layer.get_base_layer())
-    return model
-
-
-def adapter_state(model: VARGPT) -> Mapping[str, Tensor]:
-    """The adapters' weights alone."""
-    return {name: value for name, value in model.state_dict().items() if ".lora_" in name}

@@ -104,3 +104,25 @@ def test_published_folders_load(folder, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "whole"), str(tmp_path / "own"), "--scales", "1 2 3"]) == 0
     kept = nextscale.load(tmp_path / "own").state_dict()
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+
+
+def test_generate_draws_prompts_of_conversations(folder, tmp_path, capsys):
+    asked = ["generate", str(folder), "--prompt", "draw a cat", "what is it", "--num", "3", "--out", str(tmp_path)]
+    assert main([*asked, "--guidance", "0", "--batch-size", "2"]) == 0
+    record = json.loads((tmp_path / "generate.json").read_text())["files"]
+    assert record["images"] == [f"image-{i:04d}.png" for i in range(3)] and (tmp_path / record["sheet"]).is_file()
+    for more, told in ((["--classes", "1"], "--classes is not for"), (["--animate"], "chat --draw")):
+        assert main([*asked, *more]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["generate", str(folder)]) == 2
+    assert "give --prompt" in capsys.readouterr().err
+
+
+def test_questions_with_answers_are_measured(folder, tmp_path, capsys):
+    Image.fromarray(np.zeros((9, 12, 3), np.uint8)).save(tmp_path / "seen.png")
+    rows = [{"image": "seen.png", "question": "what is it", "answer": "a cat", "group": "class"}] * 2
+    (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    asked = ["evaluate", "understanding", str(folder), "--benchmark", "answers", "--max-new-tokens", "2"]
+    assert main([*asked, "--questions", str(tmp_path / "questions.jsonl"), "--out", str(tmp_path)]) == 0
+    scores = json.loads((tmp_path / "answers.json").read_text())["scores"]
+    assert scores["floor"] == scores["class floor"] == 100 and scores["accuracy"] == scores["class"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
+from nextscale.tasks.generation.adapters import add_adapters, merge_adapters
 from nextscale.tasks.generation.vargpt import SYSTEM
 from nextscale.tasks.generation.vargpt_data import ConversationError, ConversationSet, packed_rows, read_conversations
 from nextscale.tasks.generation.vargpt_recipe import VARGPTRecipe
@@ -22,9 +24,7 @@ from nextscale.tasks.generation.vargpt_training import (
     VARGPTLossConfig,
     VARGPTPreference,
     VARGPTTraining,
-    add_adapters,
     freeze,
-    merge_adapters,
     packed_view,
 )
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
@@ -283,9 +283,81 @@ def test_a_run_from_nothing_to_a_model(folder, tmp_path):
     assert isinstance(model.chat([{"role": "user", "content": "hello"}], max_new_tokens=3).text, str)
 
 
+def build_var(tokenizer):
+    from nextscale.core.transformer import TransformerConfig
+    from nextscale.tasks.generation.var import VAR, VARConfig
+    from nextscale.tasks.generation.var_training import initialize
+
+    torch.manual_seed(2)
+    config = VARConfig(TransformerConfig(32, 1, 2), 3, 16, 4, SCHEDULE, class_names=("a", "b", "c"))
+    return initialize(VAR(config, tokenizer), modulation=1, gate=1, head=1).eval()
+
+
+def test_a_decoder_begins_with_a_vars_weights_and_reads_through_the_language_model(folder):
+    var = build_var(build_tokenizer("v1"))
+    model = small_model(["draw a cat"], var.tokenizer, 8, replace(SIZES, width=40), var)
+    own, found = model.decoder.state_dict(), var.state_dict()
+    assert all(torch.equal(own[name], found[name]) for name in found if name != "class_embedding.weight")
+    x = model.decoder.embed(None, SCHEDULE, 0, SCHEDULE.length) + var.class_embedding.weight[-1]
+    inside = model.to_language(x)
+    back = model.from_language(inside / inside.square().mean(-1, keepdim=True).sqrt())
+    assert torch.nn.functional.cosine_similarity(back, x, dim=-1).min() > 0.99
+    torch.testing.assert_close(back.norm(dim=-1).mean(), x.norm(dim=-1).mean(), rtol=0.1, atol=0)
+    with pytest.raises(ValueError, match="begin with a VAR"):
+        VARGPTRecipe("x.json", decoder="y", vocabulary=str(folder / "talks.json")).model(lambda source: model)
+    with pytest.raises(ValueError, match="it is a transformer"):
+        small_model(["a"], build_tokenizer("v1.1"), 8, replace(SIZES, vision="convolutions"))
+
+
+def test_a_run_that_reads_by_convolutions_and_begins_with_a_var(folder, tmp_path):
+    sizes = replace(SIZES, vision="convolutions", vision_width=16)
+    recipe = VARGPTRecipe(
+        str(folder / "talks.json"),
+        decoder="any",
+        seen=32,
+        small=sizes,
+        length=64,
+        read_ratio=1.25,
+        mirror=True,
+        null_prompt="draw a cat",
+        training=TrainingConfig(output=str(tmp_path), epochs=1, batch_size=2, log_every=1, save_every=0),
+    )
+    run = recipe.trainer(lambda source: build_var(build_tokenizer("v1")))
+    run.run()
+    from nextscale import load
+
+    model = load(recipe.finish(run))
+    assert model.language.convolves and model.config.null_prompt == "draw a cat"
+    picture = Image.new("RGB", (40, 30), "red")
+    talk = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "what is it"}]}]
+    assert isinstance(model.chat(talk, max_new_tokens=3, max_images=0).text, str)
+    together = model.generate(["draw a cat", "hello"], seed=3, guidance=2.0)
+    torch.testing.assert_close(model.generate("hello", seed=4, guidance=2.0)[0], together[1])
+    # A prompt that is the null prompt is led away from by nothing.
+    same = [model.generate("draw a cat", seed=5, guidance=strength) for strength in (0.0, 3.0)]
+    torch.testing.assert_close(same[0], same[1])
+
+
+def test_images_to_read_are_cut_and_mirrored_in_training_alone(folder):
+    model = small_model(["what is it hello you a cat dog in red draw here"], build_tokenizer("v1"), 8, SIZES)
+    plain, other = (data(folder, model, **options) for options in ({}, {"read_ratio": 1.5, "mirror": True}))
+    first = [plain.encode(epoch, 1).seen[0][0] for epoch in (0, 1)]
+    assert torch.equal(*first)
+    cut = [other.encode(epoch, 1).seen[0][0] for epoch in range(6)]
+    assert len({tuple(each.flatten().tolist()) for each in cut}) == 6
+    assert torch.equal(other.encode(3, 1).seen[0][0], cut[3])
+    assert plain.encode(0, 1).ids == other.encode(0, 1).ids
+    with pytest.raises(ValueError, match="read_ratio"):
+        data(folder, model, read_ratio=0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({}, "give init"), ({"tokenizer": "x", "pairs": True}, "pairs"), ({"init": "x", "lora_rank": -1}, "lora_rank")],
+    [
+        ({}, "give one of init"),
+        ({"tokenizer": "x", "pairs": True}, "pairs"),
+        ({"init": "x", "lora_rank": -1}, "lora_rank"),
+    ],
 )
 def test_recipes_that_are_wrong(options, told):
     with pytest.raises(ValueError, match=told):
