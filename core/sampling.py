@@ -39,18 +39,28 @@ def classifier_free(
     Raises:
         ValueError: there is not one strength for each scale.
     """
+    strengths = strength_of_each(strength, schedule)
+    return weighed(condition, unconditional, [each * schedule.ratio(index) for index, each in enumerate(strengths)])
+
+
+def weighed(condition: Tensor, unconditional: Tensor, strengths: Sequence[float]) -> list[Branch]:
+    """(1 + t) conditional - t unconditional, t given for each scale; the conditional branch alone where all are 0."""
+    wanted = Branch(condition, tuple(1 + t for t in strengths))
+    return [wanted, Branch(unconditional, tuple(-t for t in strengths))] if any(strengths) else [wanted]
+
+
+def strength_of_each(strength: float | Sequence[float], schedule: ScaleSchedule) -> list[float]:
+    """Guidance strengths, one per scale.
+
+    Raises:
+        ValueError: there is not one for each scale.
+    """
     strengths = list(strength) if isinstance(strength, Sequence) else [strength] * len(schedule)
     if len(strengths) != len(schedule):
         raise ValueError(
             f"{len(strengths)} guidance strengths were given for {len(schedule)} scales: give one for each"
         )
-    if not any(strengths):
-        return [Branch(condition, (1.0,) * len(schedule))]
-    grown = [each * schedule.ratio(index) for index, each in enumerate(strengths)]
-    return [
-        Branch(condition, tuple(1 + t for t in grown)),
-        Branch(unconditional, tuple(-t for t in grown)),
-    ]
+    return strengths
 
 
 class Session(Protocol):

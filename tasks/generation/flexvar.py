@@ -29,6 +29,7 @@ from nextscale.core.sampling import (
     ScaleStep,
     classifier_free,
     sample,
+    strength_of_each,
 )
 from nextscale.core.schedule import Scale, ScaleSchedule
 from nextscale.core.training import TrainingTask
@@ -249,11 +250,7 @@ class FlexVAR(VAR):
         official = self.config.official_sampling
         if form == "var" and official is None:
             return classifier_free(labels, unconditional, strength, schedule)
-        strengths = list(strength) if isinstance(strength, Sequence) else [strength] * len(schedule)
-        if len(strengths) != len(schedule):
-            raise ValueError(
-                f"{len(strengths)} guidance strengths were given for {len(schedule)} scales: give one for each"
-            )
+        strengths = strength_of_each(strength, schedule)
         if form == "llamagen":
             weights = [(each, 1 - each) for each in strengths]
         else:

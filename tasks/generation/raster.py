@@ -8,7 +8,7 @@ is the order of prediction alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nextscale.core.attention import visibility_bias
-from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.quantizer import ResidualQuantizer
-from nextscale.core.random import Draws
-from nextscale.core.sampling import Accepted, Branch, Control, ScaleStep, sample
+from nextscale.core.sampling import Branch, strength_of_each, weighed
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingTask
 from nextscale.tasks.generation.var import VAR, VARConfig
@@ -111,27 +109,14 @@ class Raster(VAR):
 
         return RasterTraining(self)
 
-    def steps(
-        self,
-        labels: Int[Tensor, " batch"],
-        *,
-        draws: Draws,
-        emitter: CategoricalEmitter | None = None,
-        guidance: float | None = None,
-        controls: Sequence[Control] = (),
-        accepted: Accepted | None = None,
-        stop: int | None = None,
-    ) -> Iterator[ScaleStep]:
-        """Sample, token by token; as :meth:`nextscale.tasks.generation.var.VAR.steps` but for guidance, which is as
-        strong for all tokens, as in LlamaGen: none of them is coarser."""
-        schedule = self.config.schedule
-        strength = self.config.guidance if guidance is None else guidance
-        branches = [Branch(labels, (1 + strength,) * len(schedule))]
-        if strength:
-            branches.append(Branch(torch.full_like(labels, self.config.classes), (-strength,) * len(schedule)))
-        pyramid = RasterPyramid(self.tokenizer.quantizer, self.tokenizer.config.schedule)
-        emitter = emitter or CategoricalEmitter()
-        return sample(self, pyramid, schedule, branches, emitter, draws, controls, accepted, stop)
+    def guided(self, labels: Int[Tensor, " batch"], strength: float | Sequence[float]) -> list[Branch]:
+        """Guidance is as strong for all tokens, as in LlamaGen: none of them is coarser."""
+        strengths = strength_of_each(strength, self.config.schedule)
+        return weighed(labels, torch.full_like(labels, self.config.classes), strengths)
+
+    @property
+    def pyramid(self) -> RasterPyramid:
+        return RasterPyramid(self.tokenizer.quantizer, self.tokenizer.config.schedule)
 
     def picture(self, total: Tensor) -> Float[Tensor, "batch 3 height width"]:
         return super().picture(self.tokenizer.quantizer.smooth(total, self.tokenizer.config.schedule, 0))

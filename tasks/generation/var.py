@@ -21,7 +21,7 @@ from nextscale.core.checkpoint import CheckpointError, KeyMap, assign, find_stat
 from nextscale.core.config import from_json, to_json
 from nextscale.core.heads import CategoricalEmitter, CategoricalHead
 from nextscale.core.random import Draws
-from nextscale.core.sampling import Accepted, Control, ScaleStep, classifier_free, sample
+from nextscale.core.sampling import Accepted, Branch, Control, ScalePyramid, ScaleStep, classifier_free, sample
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingTask
 from nextscale.core.transformer import NextScaleTransformer, TransformerConfig
@@ -214,12 +214,20 @@ class VAR(ClassConditional):
                 configuration's.
             accepted, stop: begin later or end earlier (:func:`nextscale.core.sampling.sample`).
         """
-        schedule = self.config.schedule
-        guidance = self.config.guidance if guidance is None else guidance
-        branches = classifier_free(labels, torch.full_like(labels, self.config.classes), guidance, schedule)
-        quantizer = self.tokenizer.quantizer
+        branches = self.guided(labels, self.config.guidance if guidance is None else guidance)
         emitter = emitter or CategoricalEmitter()
-        return sample(self, quantizer, schedule, branches, emitter, draws, controls, accepted, stop)
+        return sample(self, self.pyramid, self.config.schedule, branches, emitter, draws, controls, accepted, stop)
+
+    def guided(self, labels: Int[Tensor, " batch"], strength: float | Sequence[float]) -> list[Branch]:
+        """The passes that :meth:`steps` weighs, with class and without."""
+        unconditional = torch.full_like(labels, self.config.classes)
+        return classifier_free(labels, unconditional, strength, self.config.schedule)
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """How accepted codes become the next input."""
+        pyramid: ScalePyramid = self.tokenizer.quantizer
+        return pyramid
 
     # --- files -------------------------------------------------------------------------------------------
 
