@@ -20,15 +20,15 @@ def add_arguments(parser: Any) -> None:
         "--windows",
         type=Literal["work", "mass", "none"],
         default="work",
-        help="work: lose least attention for the work that --saving leaves; mass: the published rule, the narrowest "
-        "windows that keep --threshold of each scale's attention; none: look at everything",
+        help="work: change least for the work that --saving leaves; mass: the published rule, the narrowest windows "
+        "that keep --threshold of each scale's attention; none: look at everything",
     )
     group.add_argument(
         "--saving", type=float, default=0.75, help="share of attention's multiplications, sharing included"
     )
     group.add_argument("--threshold", type=float, default=0.95, help="of --windows mass")
     group.add_argument(
-        "--share", type=bool, default=True, help="all guidance branches use the attention of the first, in late scales"
+        "--share", type=bool, default=False, help="all guidance branches use the attention of the first, in late scales"
     )
     group.add_argument(
         "--tile",
@@ -96,5 +96,7 @@ def run(arguments: Any) -> None:
     ]
     if "attention_kept" in measured:
         rows.append(("attention kept", f"{measured['attention_kept']:.1%} of what late scales look at"))
+    change = measured["attention_divergence"]
+    rows.append(("change by that", f"{change:.2g} nats per token of what is drawn from"))
     say(pairs([*rows, ("plan", folder)]))
     note(f"use it: nextscale generate {arguments.model} --lite {folder}")

@@ -8,7 +8,8 @@ plan is found by :func:`nextscale.tasks.generation.litevar_calibration.calibrate
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -153,8 +154,25 @@ def simulate(model: Model, settings: Simulation, plan: LitePlan | None = None) -
     if plan is None:
         plan = LitePlan(LiteConfig(ScaleSchedule.squares(1), share_from=None))
     form: Form = plan.config.form if settings.attention is None else "probabilities"
-    plan = LitePlan(replace(plan.config, form=form, cache_bits=16, precision={}), plan.widths, plan.keys)
+    plan = replace(plan, config=replace(plan.config, form=form, cache_bits=16, precision={}))
     return _with_attention(model, plan, settings.attention)
+
+
+@contextmanager
+def attention_compressed(model: nn.Module, plan: LitePlan) -> Iterator[list[AttentionPlan]]:
+    """A model whose attention and cache do as a plan says, for as long as the context lasts; yields what each block
+    follows."""
+    transformer = find_transformer(model)
+    modules = [model, transformer, *(block.attention for block in transformer.blocks)]
+    before = [(module, module.__class__, set(vars(module))) for module in modules]
+    _with_attention(model, plan)
+    try:
+        yield [cast(LiteAttention, block.attention).plan for block in transformer.blocks]
+    finally:
+        for module, kind, names in before:
+            module.__class__ = kind
+            for name in set(vars(module)) - names:
+                delattr(module, name)
 
 
 def find_transformer(model: nn.Module) -> NextScaleTransformer:

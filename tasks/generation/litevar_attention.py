@@ -174,6 +174,8 @@ def _tiled(
     for group in window.groups:
         key = keys.gather(group.heads, group.keys, chosen).float()
         scores = torch.matmul(filled.index_select(1, group.tiles), key.mT).mul_(scale)
+        if group.bias is not None:
+            scores += group.bias[:, None]
         if form == "logits":
             weights, outside = _zero_logit_weights(scores, group, visible)
         else:
@@ -186,7 +188,8 @@ def _tiled(
             results[b].index_copy_(1, group.tiles, result)
         each = scores.numel() * size
         work.scores, work.values = work.scores + each, work.values + each * len(rows)
-    return [result.view(images, heads, -1, size)[:, :, :count] for result in results]
+    taken = [result.view(images, heads, -1, size)[:, :, :count] for result in results]
+    return taken if window.offset is None else [each + window.offset.to(each.dtype) for each in taken]
 
 
 def _kept(group: TileGroup) -> Bool[Tensor, "tiles queries keys"]:

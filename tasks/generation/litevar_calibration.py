@@ -1,35 +1,33 @@
 """Calibration: which keys a model can do without and which of its weights bear rounding, measured as it draws.
 
-Nothing is trained and no data is needed. One pass records attention, and what entered at every scale; the same inputs
-are then run again with one layer rounded at a time, so that differences in what is drawn from come from that alone.
+Nothing is trained and no data is needed. What entered at every scale is recorded while pictures are drawn; the same
+inputs are then run again, to find windows, and with one layer rounded at a time, so that differences in what is drawn
+from come from that alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.tasks.generation.litevar import LiteConfig, LitePlan, check, fingerprint
-from nextscale.tasks.generation.litevar_packing import PackedLinear, linears, replace
-from nextscale.tasks.generation.litevar_recording import Recorder, Run, divergences, draw_recorded
-from nextscale.tasks.generation.litevar_search import (
-    all_scores,
-    band_attention,
-    best_keys,
-    kept_attention,
-    late_scales,
-    published_windows,
-    tile_attention,
+from nextscale.tasks.generation.litevar import (
+    LiteConfig,
+    LitePlan,
+    attention_compressed,
+    check,
+    find_transformer,
+    fingerprint,
 )
-
-PUBLISHED_FLOOR = 0.003
-"""Attention below this, averaged over pictures, counts as none in the published search."""
+from nextscale.tasks.generation.litevar_packing import PackedLinear, linears
+from nextscale.tasks.generation.litevar_packing import replace as replace_module
+from nextscale.tasks.generation.litevar_recording import Run, divergences, draw_recorded
+from nextscale.tasks.generation.litevar_search import all_scores, late_scales
+from nextscale.tasks.generation.litevar_windowing import published_from, windows_for_work
 
 ALWAYS_KEPT = ("feed_forward.contract",)
 """Layers whose inputs have the widest range; kept at 16 bits, as published."""
@@ -43,13 +41,13 @@ class Calibration:
         images: pictures to draw.
         batch_size: drawn at once; memory and speed.
         seed: of the first picture.
-        rule: how windows are chosen. ``work``: the keys that get most attention, as many as the work that
-            ``saving`` leaves; ``mass``: the published rule, the narrowest bands that keep ``threshold`` of each key
-            scale's attention; ``none``: no windows.
+        rule: how windows are chosen. ``work``: the keys without which what attention gives changes least, as many as
+            the work that ``saving`` leaves, and standing in for those left out; ``mass``: the published rule, the
+            narrowest bands that keep ``threshold`` of each key scale's attention; ``none``: no windows.
         saving: share of the attention's multiplications to be saved, sharing included.
         threshold: of the rule ``mass``.
         share: let guidance branches share the first one's attention, from the first scale of 16 tokens on.
-        tile: neighbouring queries that share their keys. Fewer keep more attention for the same work, more make
+        tile: neighbouring queries that share their keys. Fewer lose less for the same work, more make
             larger matrix products; None: half a row of each map.
         weight_bits: of the packed layers: 8, 4 where the weights bear it (``tolerance``), or 16 for none.
         keep: layers whose name contains one of these keep 16 bits.
@@ -64,7 +62,7 @@ class Calibration:
     rule: str = "work"
     saving: float = 0.75
     threshold: float = 0.95
-    share: bool = True
+    share: bool = False
     tile: int | None = None
     weight_bits: int = 8
     keep: tuple[str, ...] = ALWAYS_KEPT
@@ -104,7 +102,8 @@ def calibrate(
     layers = [name for name, _ in linears(model) if not any(part in name for part in settings.keep)]
     layers = layers if settings.weight_bits != 16 else []
     batches = range(0, settings.images, settings.batch_size)
-    done, parts = 0, len(batches) + len(layers)
+    searched = settings.rule == "work" and bool(late)
+    done, parts = 0, len(batches) + len(layers) + (2 * len(find_transformer(model).blocks) if searched else 0)
 
     def count() -> None:
         nonlocal done
@@ -112,55 +111,48 @@ def calibrate(
         if progress is not None:
             progress(done, parts)
 
-    published = settings.rule == "mass"
-    parts_of = _bands if published else partial(_tiles, tile=settings.tile)
-    recorder = Recorder(schedule, parts_of, share_from, PUBLISHED_FLOOR if published else 0.0)
+    runs = []
     for start in batches:
         number = min(settings.batch_size, settings.images - start)
-        run = draw_recorded(model, number, settings.seed + start, recorder)
+        runs.append(draw_recorded(model, number, settings.seed + start))
         count()
-    # What follows runs the last batch again.
+    # What follows measures differences on the last batch.
+    run = runs[-1]
     before = run.log_probabilities()
-    measured, widths, keys = dict[str, Any](), None, None
-    if published:
-        scales = range(len(schedule))
-        shares = {(i, j): part for i in scales for j, part in enumerate(recorder.average(i))}
-        widths = published_windows(shares, schedule, settings.threshold)
-    elif settings.rule == "work" and late:
+    tokens = sum(part.shape[1] for part in before)
+    plan = LitePlan(
+        LiteConfig(
+            schedule=schedule,
+            activation_bits=settings.activation_bits,
+            cache_bits=settings.cache_bits,
+            share_from=share_from,
+            fingerprint=fingerprint(model),
+            tile=settings.tile,
+        )
+    )
+    measured = dict[str, Any]()
+    if settings.rule == "mass":
+        plan = replace(plan, widths=published_from(model, runs, share_from, settings.threshold))
+    elif searched:
         branches, early = (1, 0.0) if share_from is None else (run.branches, early_share(schedule, share_from))
-        attention = {index: recorder.average(index)[0] for index in late}
-        keys = best_keys(attention, schedule, scores_left(settings.saving, branches, early), settings.tile)
-        measured["attention_kept"] = kept_attention(attention, keys, schedule)
-    found = {}
+        found = windows_for_work(model, runs, plan, scores_left(settings.saving, branches, early), count)
+        plan = replace(plan, keys=found.keys, bias=found.bias, offsets=found.offsets)
+        measured["attention_kept"] = found.kept
+    with attention_compressed(model, plan):
+        measured["attention_divergence"] = sum(divergences(before, run.log_probabilities())) / tokens
+    measured["attention_saved"] = attention_saved(plan, run.branches)
+    rounded = {}
     for name in layers:
-        found[name] = layer_divergence(model, name, settings.weight_bits, settings.tolerance, run, before)
+        rounded[name] = layer_divergence(model, name, settings.weight_bits, settings.tolerance, run, before)
         count()
     precision = {name: 16 for name, _ in linears(model)} | {
         name: next((bits for bits in sorted(each) if each[bits] <= settings.tolerance), 16)
-        for name, each in found.items()
+        for name, each in rounded.items()
     }
-    measured["divergence"] = {name: {str(bits): value for bits, value in each.items()} for name, each in found.items()}
-    config = LiteConfig(
-        schedule=schedule,
-        precision=precision,
-        activation_bits=settings.activation_bits,
-        cache_bits=settings.cache_bits,
-        share_from=share_from,
-        fingerprint=fingerprint(model),
-        measured=measured,
-        tile=settings.tile,
-    )
-    plan = LitePlan(config, widths, keys)
-    measured["attention_saved"] = attention_saved(plan, run.branches)
-    return plan
-
-
-def _tiles(attention: Tensor, schedule: ScaleSchedule, index: int, tile: int | None) -> list[Tensor]:
-    return [tile_attention(attention, schedule, index, tile)] if index in late_scales(schedule) else []
-
-
-def _bands(attention: Tensor, schedule: ScaleSchedule, index: int) -> list[Tensor]:
-    return band_attention(attention, schedule, index)
+    measured["divergence"] = {
+        name: {str(bits): value for bits, value in each.items()} for name, each in rounded.items()
+    }
+    return replace(plan, config=replace(plan.config, precision=precision, measured=measured))
 
 
 # --- windows ------------------------------------------------------------------------------------------
@@ -204,11 +196,11 @@ def attention_saved(plan: LitePlan, branches: int) -> float:
 def layer_packed(model: nn.Module, name: str, bits: int) -> Iterator[None]:
     """One layer's weights rounded, for as long as the context lasts."""
     layer = cast(nn.Linear, model.get_submodule(name))
-    replace(model, name, PackedLinear.of(layer, bits))
+    replace_module(model, name, PackedLinear.of(layer, bits))
     try:
         yield
     finally:
-        replace(model, name, layer)
+        replace_module(model, name, layer)
 
 
 def layer_divergence(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nextscale.core.checkpoint import CheckpointError, read_folder, save_folder
@@ -20,6 +20,12 @@ from nextscale.tasks.generation.litevar_search import TileKeys
 from nextscale.tasks.generation.litevar_windows import ALL, Window, tile_size, visible_mask
 
 SYSTEM = "litevar-plan"
+
+TileBias = dict[int, Float[Tensor, "blocks heads tiles keys"]]
+"""For each late scale: what is added to the scores of the keys that a tile's queries see; 0 of the others."""
+
+Offsets = dict[int, Float[Tensor, "blocks heads queries size"]]
+"""For each late scale: what is added to what its queries take from their keys."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,27 @@ class LitePlan:
         widths: of the window of each block, head, query scale and key scale, as published; what lies above the diagonal
             of scales has no meaning.
         keys: in place of widths: for each late scale, the keys that the tiles of its queries see.
+        bias: with keys, added to their scores: the logarithm of how much each counts, standing in for those left out
+            (:mod:`nextscale.tasks.generation.litevar_stand_ins`); None: each as one.
+        offsets: with keys, for each late scale what is added to what the heads take from them; None: nothing.
+            The published forms have neither.
     """
 
     config: LiteConfig
     widths: Int[Tensor, "blocks heads scales scales"] | None = None
     keys: TileKeys | None = None
+    bias: TileBias | None = None
+    offsets: Offsets | None = None
 
     def save(self, folder: str | Path) -> Path:
-        """Write the plan: windows as safetensors (keys as bits), all else as JSON."""
+        """Write the plan: windows as safetensors (keys as bits, bias of those that are kept), all else as JSON."""
         state = {} if self.widths is None else {"widths": self.widths.to(torch.int16)}
         for index, kept in (self.keys or {}).items():
             state[f"keys.{index}"] = torch.from_numpy(np.packbits(kept.numpy(), axis=-1))
+            if self.bias is not None:
+                state[f"bias.{index}"] = self.bias[index][kept]
+            if self.offsets is not None:
+                state[f"offsets.{index}"] = self.offsets[index]
         return save_folder(folder, state, {"system": SYSTEM, "config": to_json(self.config)})
 
     @classmethod
@@ -110,7 +126,18 @@ class LitePlan:
                 if bits.shape[2:] != (tiles, -(-stop // 8)) or bits.dtype != torch.uint8:
                     raise CheckpointError(f"{folder}: {name} of shape {tuple(bits.shape)} does not fit '{schedule}'")
                 keys[index] = torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=stop)).bool()
-        return cls(config, widths, keys or None)
+        bias, offsets = dict[int, Tensor](), dict[int, Tensor]()
+        for index, kept in keys.items():
+            counted, offset = state.get(f"bias.{index}"), state.get(f"offsets.{index}")
+            if counted is not None:
+                if counted.shape != (int(kept.sum()),):
+                    raise CheckpointError(f"{folder}: bias.{index} of shape {tuple(counted.shape)} is not of its keys")
+                bias[index] = counted.new_zeros(kept.shape).masked_scatter(kept, counted)
+            if offset is not None:
+                if offset.ndim != 4 or offset.shape[:3] != (*kept.shape[:2], schedule.lengths[index]):
+                    raise CheckpointError(f"{folder}: offsets.{index} of shape {tuple(offset.shape)} do not fit")
+                offsets[index] = offset
+        return cls(config, widths, keys or None, bias or None, offsets or None)
 
     @property
     def sizes(self) -> tuple[int, int] | None:
@@ -132,7 +159,9 @@ class LitePlan:
                 return None
             kept = self.keys[index][block]
             if not exact:
-                return Window.from_tiles(kept, queries, tile)
+                bias = None if self.bias is None else self.bias[index][block]
+                offset = None if self.offsets is None else self.offsets[index][block]
+                return Window.from_tiles(kept, queries, tile, bias, offset)
             mask = kept.repeat_interleave(tile, dim=1)[:, :queries]
         else:
             assert self.widths is not None

@@ -1,76 +1,99 @@
-"""What calibration sees of a model while it draws: attention, and all that a batch can be run again with."""
+"""What calibration sees of a model: drawn batches that can be run again, and what attention works with in them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.rotary import rotate
 from nextscale.core.sampling import Emission, ScaleContext, Session
-from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.transformer import SelfAttention
 from nextscale.tasks.generation.litevar import find_transformer
 
+# --- attention ----------------------------------------------------------------------------------------
 
-class Recorder:
-    """Adds up what is to be known of a model's attention, over batches.
 
-    Args:
-        summary: of the attention of one block and scale, averaged over a batch, (heads, queries, keys): what to keep.
-        share_from: the scale from which the first guidance branch's attention alone counts; None: all count alike.
-        floor: attention below it, averaged over a batch, counts as none.
+@dataclass(frozen=True)
+class Seen:
+    """What one block attends with at one scale.
 
     Attributes:
-        images: rows of a branch in the step that is run; None: not known.
+        layer, index: of the block and the scale.
+        query, key, value: of all rows, branch by branch, (rows, positions, heads, size); the latter of all scales so
+            far.
+        shared: the first rows, if theirs is the attention of all.
     """
 
-    def __init__(
-        self,
-        schedule: ScaleSchedule,
-        summary: Callable[[Tensor, ScaleSchedule, int], list[Tensor]],
-        share_from: int | None = None,
-        floor: float = 0.0,
-    ) -> None:
-        self.schedule, self._summary, self._share_from, self._floor = schedule, summary, share_from, floor
-        self._sums: dict[tuple[int, int], list[Tensor]] = {}
-        self._batches = 0
-        self.images: int | None = None
+    layer: int
+    index: int
+    attention: SelfAttention
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    shared: int | None
 
-    def add(self, layer: int, index: int, query: Tensor, key: Tensor, scale: float) -> None:
-        """One block's queries of one scale and all keys so far, (rows, positions, heads, size)."""
-        shared = self._share_from is not None and index >= self._share_from and self.images
-        rows = self.images if shared and self.images else len(query)
-        weights = query.new_zeros(query.shape[2], query.shape[1], key.shape[1], dtype=torch.float32)
-        for row in range(rows):
-            scores = torch.einsum("qhd,khd->hqk", query[row].float(), key[row].float())
-            weights += (scores * scale).softmax(-1)
-        weights = weights / rows
-        parts = self._summary(torch.where(weights < self._floor, 0, weights), self.schedule, index)
-        earlier = self._sums.get((layer, index), [torch.zeros(()) for _ in parts])
-        self._sums[layer, index] = [a + b.cpu() for a, b in zip(earlier, parts, strict=True)]
-        self._batches += layer == index == 0
+    def weights(self) -> Float[Tensor, "rows heads queries keys"]:
+        """Attention of each row to all keys, float32."""
+        scores = torch.einsum("bqhd,bkhd->bhqk", self.query.float(), self.key.float())
+        return (scores * self.attention.scale).softmax(-1)
 
-    def average(self, index: int) -> list[Float[Tensor, "blocks heads *rest"]]:
-        """The summaries of one scale, averaged over batches, block by block.
 
-        Raises:
-            ValueError: nothing was recorded of this scale.
-        """
-        layers = 1 + max((layer for layer, _ in self._sums), default=-1)
-        if not layers or any((layer, index) not in self._sums for layer in range(layers)):
-            raise ValueError(
-                f"no attention of scale {index} was seen: windows are for models that run their scales one by one"
-            )
-        blocks = [self._sums[layer, index] for layer in range(layers)]
-        return [torch.stack(parts) / self._batches for parts in zip(*blocks, strict=True)]
+class _EnoughSeen(Exception):
+    """What comes after the block that is watched is not run."""
+
+
+@contextmanager
+def watching(
+    model: Any, see: Callable[[Seen], None], images: int, share_from: int | None = None, block: int | None = None
+) -> Iterator[None]:
+    """Every block's attention, or one's, shows what it works with while a batch is run once, scale by scale.
+
+    Where it is one block's, a step ends with it, by :class:`_EnoughSeen`.
+
+    Args:
+        images: rows of a guidance branch.
+        share_from: the scale from which the first branch's attention alone counts; None: all count alike.
+    """
+    places = {place: index for index, place in enumerate(model.config.schedule.ranges)}
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hook(layer: int) -> Callable[..., None]:
+        def seen(attention: SelfAttention, inputs: Any, options: dict[str, Any], output: Any) -> None:
+            query, key, value = attention.project(inputs[0])
+            rotation = options.get("rotation")
+            if rotation is not None:
+                query, key = rotate(query, rotation), rotate(key, rotation)
+            if layer in kept:
+                key, value = (torch.cat(pair, dim=1) for pair in zip(kept[layer], (key, value), strict=True))
+            kept[layer] = key, value
+            index = places.get((key.shape[1] - query.shape[1], key.shape[1]))
+            if index is not None:
+                shared = images if share_from is not None and index >= share_from else None
+                see(Seen(layer, index, attention, query, key, value, shared))
+            if layer == block:
+                raise _EnoughSeen
+
+        return seen
+
+    blocks = find_transformer(model).blocks
+    handles = [
+        each.attention.register_forward_hook(hook(layer), with_kwargs=True)
+        for layer, each in enumerate(blocks)
+        if block in (None, layer)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --- one batch, to be run again -----------------------------------------------------------------------
@@ -81,18 +104,33 @@ class Run:
     """A drawn batch.
 
     Attributes:
-        begin: starts the network again under the same conditions.
+        begin: starts the network again under the same conditions, as it then is.
         steps: the arguments of each step of the session.
         weights: of the guidance branches, for each step.
+        images: in the batch.
     """
 
     begin: Callable[[], Session] | None
     steps: list[tuple[int, Tensor | None, int | None]]
     weights: list[list[float]]
+    images: int
 
     @property
     def branches(self) -> int:
         return len(self.weights[0])
+
+    @torch.inference_mode()
+    def watch(
+        self, model: Any, see: Callable[[Seen], None], share_from: int | None = None, block: int | None = None
+    ) -> None:
+        """Run the batch again and show what attention works with; arguments as of :func:`watching`."""
+        assert self.begin is not None
+        with watching(model, see, self.images, share_from, block):
+            session = self.begin()
+            for step in self.steps:
+                # Every step's inputs are recorded: none depends on how far the one before has come.
+                with suppress(_EnoughSeen):
+                    session.step(*step)
 
     @torch.inference_mode()
     def log_probabilities(self) -> list[Float[Tensor, "images tokens symbols"]]:
@@ -114,12 +152,11 @@ def divergences(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float
 
 
 class _RecordingSession:
-    def __init__(self, session: Session, run: Run, recorder: Recorder) -> None:
-        self._session, self._run, self._recorder = session, run, recorder
+    def __init__(self, session: Session, run: Run) -> None:
+        self._session, self._run = session, run
 
     def step(self, index: int, inputs: Tensor | None, first: int | None = None) -> Tensor:
         self._run.steps.append((index, inputs, first))
-        self._recorder.images = None if inputs is None else len(inputs)
         return self._session.step(index, inputs, first)
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
@@ -137,29 +174,28 @@ class _RecordingEmitter(CategoricalEmitter):
 
 
 @torch.inference_mode()
-def draw_recorded(model: Any, count: int, seed: int, recorder: Recorder) -> Run:
-    """Draw pictures of random classes, recording attention and all that is needed to run the batch again.
+def draw_recorded(model: Any, count: int, seed: int) -> Run:
+    """Draw pictures of random classes, recording all that is needed to run the batch again.
 
     Raises:
         ValueError: the model draws no classes, or does not draw by starting a session of its own.
     """
     if not hasattr(model.config, "classes"):
         raise ValueError(f"this {type(model).__name__} draws no classes, of which pictures are drawn here")
-    run = Run(None, [], [])
+    run = Run(None, [], [], count)
     original = model.start
 
     def start(*arguments: Any, **options: Any) -> Session:
-        run.begin = lambda: cast(Session, original(*arguments, **options))
-        return _RecordingSession(run.begin(), run, recorder)
+        run.begin = lambda: cast(Session, model.start(*arguments, **options))
+        return _RecordingSession(original(*arguments, **options), run)
 
     draws = model.draws(range(seed, seed + count))
     labels = draws.integers(model.config.classes, count).to(model.device)
     # Shadows the class's method for as long as the pictures are drawn.
     model.start = start
     try:
-        with _recording_attention(model, recorder):
-            for _ in model.steps(labels, draws=draws, emitter=_RecordingEmitter(900, 0.96, run=run)):
-                pass
+        for _ in model.steps(labels, draws=draws, emitter=_RecordingEmitter(900, 0.96, run=run)):
+            pass
     finally:
         del model.start
     if run.begin is None or len(run.steps) != len(model.config.schedule):
@@ -167,35 +203,3 @@ def draw_recorded(model: Any, count: int, seed: int, recorder: Recorder) -> Run:
             f"this {type(model).__name__} does not draw its scales one by one by itself; calibrate its parts"
         )
     return run
-
-
-@contextmanager
-def _recording_attention(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Every block's attention also shows its queries and keys to the recorder."""
-    places = {place: index for index, place in enumerate(recorder.schedule.ranges)}
-    kept: dict[int, Tensor] = {}
-
-    def hook(layer: int) -> Callable[..., None]:
-        def seen(attention: SelfAttention, inputs: Any, options: dict[str, Any], output: Any) -> None:
-            query, key, _ = attention.project(inputs[0])
-            rotation = options.get("rotation")
-            if rotation is not None:
-                query, key = rotate(query, rotation), rotate(key, rotation)
-            if layer in kept:
-                key = torch.cat((kept[layer], key), dim=1)
-            kept[layer] = key
-            index = places.get((key.shape[1] - query.shape[1], key.shape[1]))
-            if index is not None:
-                recorder.add(layer, index, query, key, attention.scale)
-
-        return seen
-
-    blocks = find_transformer(model).blocks
-    handles = [
-        block.attention.register_forward_hook(hook(layer), with_kwargs=True) for layer, block in enumerate(blocks)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -28,8 +28,8 @@ def all_scores(schedule: ScaleSchedule) -> int:
 # --- the best keys for a given amount of work ---------------------------------------------------------
 
 
-TileAttention = Mapping[int, Float[Tensor, "blocks heads tiles keys"]]
-"""For each late scale: the attention of a tile's queries to each key, averaged over them and over pictures."""
+TileWorth = Mapping[int, Float[Tensor, "blocks heads tiles keys"]]
+"""For each late scale: what each key is worth to a tile's queries, for each of their scores."""
 
 TileKeys = dict[int, Bool[Tensor, "blocks heads tiles keys"]]
 """For each late scale: the keys that a tile's queries see."""
@@ -45,11 +45,12 @@ def tile_attention(
     return sums / members
 
 
-def best_keys(attention: TileAttention, schedule: ScaleSchedule, share: float, tile: int | None = None) -> TileKeys:
-    """The keys that get most attention, when only so much of the scores may be computed.
+def best_keys(worth: TileWorth, schedule: ScaleSchedule, share: float, tile: int | None = None) -> TileKeys:
+    """The keys that are worth most, when only so much of the scores may be computed.
 
-    One level of attention divides what is kept from what is not, in all blocks, heads and scales: no key is left out
-    that gets more than another that is kept. The tiles' rows are filled up to few lengths; that is counted.
+    One level divides what is kept from what is not, in all blocks, heads and scales: no key is left out that is worth
+    more than another that is kept, and no tile is left without a key. The tiles' rows are filled up to few lengths;
+    that is counted.
 
     Args:
         share: of the scores of all keys, those of the small scales included.
@@ -58,19 +59,19 @@ def best_keys(attention: TileAttention, schedule: ScaleSchedule, share: float, t
     Raises:
         ValueError: the small scales alone, and one key for each tile, compute more than that.
     """
-    flat = torch.cat([part.flatten() for part in attention.values()])
-    costs = torch.cat([torch.full((part.numel(),), tile_size(schedule, i, tile)) for i, part in attention.items()])
+    flat = torch.cat([part.flatten() for part in worth.values()])
+    costs = torch.cat([torch.full((part.numel(),), tile_size(schedule, i, tile)) for i, part in worth.items()])
     order = flat.argsort(descending=True, stable=True)
     spent = costs[order].cumsum(0)
-    blocks, heads = next(iter(attention.values())).shape[:2]
+    blocks, heads = next(iter(worth.values())).shape[:2]
     full = blocks * heads * all_scores(schedule)
-    early = blocks * heads * (all_scores(schedule) - sum(_scores(schedule, index) for index in attention))
+    early = blocks * heads * (all_scores(schedule) - sum(_scores(schedule, index) for index in worth))
     budget = share * full - early
     aim = budget
     while aim >= 1:
         count = int(torch.searchsorted(spent, int(aim), right=True))
         least = float(flat[order[count - 1]]) if count else float("inf")
-        keys = {index: _kept(part, least) for index, part in attention.items()}
+        keys = {index: _kept(part, least) for index, part in worth.items()}
         done = sum(windowed_scores(schedule, index, part, tile) for index, part in keys.items())
         if done <= budget:
             return keys
@@ -85,9 +86,9 @@ def _scores(schedule: ScaleSchedule, index: int) -> int:
     return schedule.lengths[index] * schedule.ranges[index][1]
 
 
-def _kept(attention: Tensor, least: float) -> Tensor:
-    """Keys with at least so much attention, and each tile's strongest."""
-    return (attention >= least) | (attention == attention.amax(-1, keepdim=True))
+def _kept(worth: Tensor, least: float) -> Tensor:
+    """Keys that are worth at least so much, and each tile's best."""
+    return (worth >= least) | (worth == worth.amax(-1, keepdim=True))
 
 
 def windowed_scores(
@@ -98,10 +99,19 @@ def windowed_scores(
     return sum(Window.from_tiles(block, queries, size).scores for block in keys)
 
 
-def kept_attention(attention: TileAttention, keys: Mapping[int, Tensor], schedule: ScaleSchedule) -> float:
-    """How much of its attention a token of a late scale keeps, averaged over blocks, heads and tokens."""
-    kept = sum(float((attention[i] * keys[i]).sum(-1).mean()) * schedule.lengths[i] for i in keys)
-    return kept / sum(schedule.lengths[i] for i in keys)
+def kept_attention(
+    attention: Mapping[int, Float[Tensor, "blocks heads tiles keys"]],
+    keys: Mapping[int, Tensor],
+    schedule: ScaleSchedule,
+) -> float:
+    """How much of its attention a token of a late scale keeps, averaged over blocks, heads and tokens.
+
+    Args:
+        attention: to each key, summed over the queries of each tile.
+    """
+    blocks, heads = next(iter(keys.values())).shape[:2]
+    kept = sum(float((attention[i] * keys[i]).sum()) for i in keys)
+    return kept / (blocks * heads * sum(schedule.lengths[i] for i in keys))
 
 
 # --- the published rule -------------------------------------------------------------------------------

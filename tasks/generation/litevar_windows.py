@@ -17,7 +17,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nextscale.core.schedule import ScaleSchedule
@@ -77,6 +77,7 @@ class TileGroup:
         keys: positions in the flat sequence; a tile that has fewer is filled up with its first.
         counts: keys that count.
         mask: which query of the tile keeps which key, where that is to be exact; None: all share all.
+        bias: added to the scores: the logarithm of how much a key counts; None: each as one.
     """
 
     tiles: Int[Tensor, " tiles"]
@@ -84,16 +85,17 @@ class TileGroup:
     keys: Int[Tensor, "tiles keys"]
     counts: Int[Tensor, " tiles"]
     mask: Bool[Tensor, "tiles queries keys"] | None = None
+    bias: Float[Tensor, "tiles keys"] | None = None
 
     def to(self, device: torch.device) -> TileGroup:
-        mask = None if self.mask is None else self.mask.to(device)
         tiles, heads, keys, counts = (t.to(device) for t in (self.tiles, self.heads, self.keys, self.counts))
-        return TileGroup(tiles, heads, keys, counts, mask)
+        mask, bias = (None if t is None else t.to(device) for t in (self.mask, self.bias))
+        return TileGroup(tiles, heads, keys, counts, mask, bias)
 
     @property
     def nbytes(self) -> int:
-        parts = [self.tiles, self.heads, self.keys, self.counts, *([] if self.mask is None else [self.mask])]
-        return sum(part.nbytes for part in parts)
+        parts = (self.tiles, self.heads, self.keys, self.counts, self.mask, self.bias)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Window:
         tile: queries of a tile; the last tile is filled up with zeros.
         tiles: of each head.
         mask: kept for the forms that need the whole of it.
+        offset: added to what the heads take from the keys; None: nothing.
     """
 
     heads: int
@@ -114,6 +117,7 @@ class Window:
     tiles: int
     groups: tuple[TileGroup, ...]
     mask: Bool[Tensor, "heads queries keys"] | None = None
+    offset: Float[Tensor, "heads queries size"] | None = None
 
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "heads queries keys"], tile: int, exact: bool = False) -> Self:
@@ -127,12 +131,32 @@ class Window:
         return cls._grouped(padded.any(2), mask.shape[1], tile, padded if exact else None, mask if exact else None)
 
     @classmethod
-    def from_tiles(cls, kept: Bool[Tensor, "heads tiles keys"], queries: int, tile: int) -> Self:
-        """Tiles with the keys of each given."""
-        return cls._grouped(kept, queries, tile, None, None)
+    def from_tiles(
+        cls,
+        kept: Bool[Tensor, "heads tiles keys"],
+        queries: int,
+        tile: int,
+        bias: Float[Tensor, "heads tiles keys"] | None = None,
+        offset: Float[Tensor, "heads queries size"] | None = None,
+    ) -> Self:
+        """Tiles with the keys of each given.
+
+        Args:
+            bias: of the keys that are kept, the logarithm of how much each counts.
+        """
+        return cls._grouped(kept, queries, tile, None, None, bias, offset)
 
     @classmethod
-    def _grouped(cls, kept: Tensor, queries: int, tile: int, exact: Tensor | None, mask: Tensor | None) -> Self:
+    def _grouped(
+        cls,
+        kept: Tensor,
+        queries: int,
+        tile: int,
+        exact: Tensor | None,
+        mask: Tensor | None,
+        bias: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Self:
         heads, tiles, visible = kept.shape
         kept = kept.flatten(0, 1)
         counts = kept.sum(1)
@@ -144,9 +168,10 @@ class Window:
             part = None
             if exact is not None:
                 part = exact.flatten(0, 1)[members].gather(2, keys[:, None].expand(-1, tile, -1))
+            counted = None if bias is None else bias.flatten(0, 1)[members].gather(1, keys)
             keys = keys.masked_fill(filler, 0).to(torch.int32)
-            groups.append(TileGroup(members, members // tiles, keys, counts[members], part))
-        return cls(heads, queries, visible, tile, tiles, tuple(groups), mask)
+            groups.append(TileGroup(members, members // tiles, keys, counts[members], part, counted))
+        return cls(heads, queries, visible, tile, tiles, tuple(groups), mask, offset)
 
     @property
     def device(self) -> torch.device:
@@ -159,12 +184,13 @@ class Window:
 
     @property
     def nbytes(self) -> int:
-        return sum(group.nbytes for group in self.groups) + (0 if self.mask is None else self.mask.nbytes)
+        own = sum(part.nbytes for part in (self.mask, self.offset) if part is not None)
+        return sum(group.nbytes for group in self.groups) + own
 
     def to(self, device: torch.device) -> Window:
         groups = tuple(group.to(device) for group in self.groups)
-        mask = None if self.mask is None else self.mask.to(device)
-        return Window(self.heads, self.queries, self.visible, self.tile, self.tiles, groups, mask)
+        mask, offset = (None if t is None else t.to(device) for t in (self.mask, self.offset))
+        return Window(self.heads, self.queries, self.visible, self.tile, self.tiles, groups, mask, offset)
 
 
 def in_tiles(x: Tensor, tile: int) -> Tensor:

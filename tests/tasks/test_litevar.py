@@ -10,11 +10,19 @@ import torch
 import nextscale
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.generation.code import CoDe
-from nextscale.tasks.generation.litevar import LiteConfig, LiteModel, LitePlan, compress, fingerprint, simulate
+from nextscale.tasks.generation.litevar import (
+    LiteConfig,
+    LiteModel,
+    LitePlan,
+    attention_compressed,
+    compress,
+    fingerprint,
+    simulate,
+)
 from nextscale.tasks.generation.litevar_calibration import Calibration, attention_saved, calibrate, scores_left
 from nextscale.tasks.generation.litevar_packing import linears
 from nextscale.tasks.generation.litevar_quantizers import PUBLISHED
-from nextscale.tasks.generation.litevar_recording import Recorder, draw_recorded
+from nextscale.tasks.generation.litevar_recording import Seen, divergences, draw_recorded
 from nextscale.tasks.generation.litevar_search import (
     band_attention,
     best_keys,
@@ -228,7 +236,7 @@ def test_published_simulation(model: VAR, tiny: SimpleNamespace) -> None:
 def test_calibration_saves_what_is_asked(model: VAR) -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     seen: list[tuple[int, int]] = []
-    settings = Calibration(images=6, batch_size=4, saving=0.6, weight_bits=4, tolerance=1e-4)
+    settings = Calibration(images=6, batch_size=4, saving=0.6, weight_bits=4, tolerance=1e-4, share=True)
     plan = calibrate(model, settings, lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == len(seen)
     assert type(model) is VAR and all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -247,22 +255,35 @@ def test_calibration_saves_what_is_asked(model: VAR) -> None:
     assert work.saved == pytest.approx(plan.config.measured["attention_saved"], abs=1e-9) and work.saved >= 0.6
 
 
-def test_windows_for_less_work_keep_less(model: VAR) -> None:
-    recorder = Recorder(SCHEDULE, lambda *given: [tile_attention(*given), *band_attention(*given)])
-    run = draw_recorded(model, 4, 0, recorder)
+def seen_attention(model: VAR) -> tuple[dict[int, torch.Tensor], dict[tuple[int, int], torch.Tensor]]:
+    """Of four pictures: in tiles of the late scales, and by bands."""
+    run = draw_recorded(model, 4, 0)
     assert run.branches == 2 and [len(w) for w in run.weights] == [2] * 4
-    attention, bands = dict[int, torch.Tensor](), dict[tuple[int, int], torch.Tensor]()
-    for index in range(4):
-        tiles, *parts = recorder.average(index)
+    tiles, bands = dict[int, list[torch.Tensor]](), dict[tuple[int, int], list[torch.Tensor]]()
+
+    def see(seen: Seen) -> None:
+        assert seen.shared is None and seen.value.shape == seen.key.shape
+        attention = seen.weights().mean(0)
+        tiles.setdefault(seen.index, []).append(tile_attention(attention, SCHEDULE, seen.index))
+        for j, part in enumerate(band_attention(attention, SCHEDULE, seen.index)):
+            bands.setdefault((seen.index, j), []).append(part)
+
+    run.watch(model, see)
+    stacked = {place: torch.stack(parts) for place, parts in bands.items()}
+    return {index: torch.stack(tiles[index]) for index in late_scales(SCHEDULE)}, stacked
+
+
+def test_windows_for_less_work_keep_less(model: VAR) -> None:
+    attention, bands = seen_attention(model)
+    for index, tiles in attention.items():
         torch.testing.assert_close(tiles.sum(-1), torch.ones(tiles.shape[:3]), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(sum(p.sum(-1) for p in parts), torch.ones(2, 4), rtol=1e-4, atol=1e-4)
-        bands |= {(index, j): part for j, part in enumerate(parts)}
-        if index in late_scales(SCHEDULE):
-            attention[index] = tiles
+        parts = [bands[index, j].sum(-1) for j in range(index + 1)]
+        torch.testing.assert_close(sum(parts), torch.ones(2, 4), rtol=1e-4, atol=1e-4)
     kept = []
     for share in (0.9, 0.6, 0.3):
         keys = best_keys(attention, SCHEDULE, share)
-        kept.append(kept_attention(attention, keys, SCHEDULE))
+        summed = {index: part * tile_size(SCHEDULE, index) for index, part in attention.items()}
+        kept.append(kept_attention(summed, keys, SCHEDULE))
         saved = attention_saved(LitePlan(PLAIN, keys=keys), 2)
         assert 1 - share <= saved < 1 - 0.8 * share
     assert 1 > kept[0] > kept[1] > kept[2] > 0.3
@@ -275,14 +296,36 @@ def test_windows_for_less_work_keep_less(model: VAR) -> None:
         published_windows(bands, SCHEDULE, 2)
 
 
-def test_smaller_tiles_keep_more_for_the_same_work(model: VAR, tmp_path: Path) -> None:
-    plans = [calibrate(model, Calibration(images=4, saving=0.6, share=False, tile=tile)) for tile in (8, 1)]
-    kept = [plan.config.measured["attention_kept"] for plan in plans]
-    assert kept[1] > kept[0]
+def test_stand_ins_change_what_is_drawn_from_less_than_strongest_keys(model: VAR) -> None:
+    """For the same work: keys by attention alone, those of the plan without and with what stands in for the others."""
+    with torch.no_grad():
+        for block in model.transformer.blocks:
+            block.attention.qkv.weight.mul_(4)
+    share, run = 0.3, draw_recorded(model, 8, 100)
+    plan = calibrate(model, Calibration(images=16, saving=1 - share, weight_bits=16, cache_bits=16, tile=2))
+    attention, _ = seen_attention(model)
+    strongest = LitePlan(replace(PLAIN, tile=None), keys=best_keys(attention, SCHEDULE, share))
+    before, changes = run.log_probabilities(), []
+    for each in (strongest, replace(plan, bias=None, offsets=None), plan):
+        with attention_compressed(model, each):
+            changes.append(sum(divergences(before, run.log_probabilities())))
+    assert changes[2] < 0.7 * changes[1] < changes[0] and type(model) is VAR
+    # On the pictures of the calibration, what the heads of the first block take is right on average.
+    assert plan.offsets is not None and plan.bias is not None
+    assert plan.offsets[3].shape == (2, 4, 36, 8) and (plan.bias[3] != 0).float().mean() > 0.1
+
+
+def test_smaller_tiles_lose_less_for_the_same_work(model: VAR, tmp_path: Path) -> None:
+    plans = [calibrate(model, Calibration(images=4, saving=0.6, tile=tile)) for tile in (8, 1)]
+    changes = [plan.config.measured["attention_divergence"] for plan in plans]
+    assert changes[1] < changes[0]
     assert all(0.6 <= plan.config.measured["attention_saved"] < 0.66 for plan in plans)
     again = LitePlan.load(plans[1].save(tmp_path / "plan"))
     assert again.config.tile == 1 and again.keys is not None and plans[1].keys is not None
     assert torch.equal(again.keys[3], plans[1].keys[3]) and again.keys[3].shape[2] == 36
+    for name in ("bias", "offsets"):
+        found, expected = getattr(again, name), getattr(plans[1], name)
+        assert found.keys() == expected.keys() and all(torch.equal(found[i], expected[i]) for i in found)
     before = model.generate([1], 1)
     assert compress(model, again).generate([1], 1).shape == before.shape
     with pytest.raises(ValueError, match="tiles of 0 queries"):
@@ -290,9 +333,9 @@ def test_smaller_tiles_keep_more_for_the_same_work(model: VAR, tmp_path: Path) -
 
 
 def test_calibration_by_the_published_rule_and_without_windows(model: VAR, tiny: SimpleNamespace) -> None:
-    plan = calibrate(model, Calibration(images=2, rule="mass", share=False, weight_bits=16))
+    plan = calibrate(model, Calibration(images=2, rule="mass", weight_bits=16))
     assert plan.widths is not None and plan.config.share_from is None and set(plan.config.precision.values()) == {16}
-    plan = calibrate(model, Calibration(images=2, rule="none"))
+    plan = calibrate(model, Calibration(images=2, rule="none", share=True))
     assert plan.sizes is None and plan.config.measured["attention_saved"] == pytest.approx(0.25, abs=0.01)
     for wrong in ({"images": 0}, {"rule": "best"}, {"weight_bits": 5}, {"saving": 1.0}):
         with pytest.raises(ValueError):

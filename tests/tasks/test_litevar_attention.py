@@ -11,6 +11,7 @@ from nextscale.tasks.generation import litevar_attention
 from nextscale.tasks.generation.litevar_attention import Work, lite_attention
 from nextscale.tasks.generation.litevar_cache import LiteCache, Vectors
 from nextscale.tasks.generation.litevar_search import banded_keys, published_widths
+from nextscale.tasks.generation.litevar_stand_ins import Effects, elimination_costs, metric_of, stand_in_weights
 from nextscale.tasks.generation.litevar_windows import ALL, NONE, Window, band, in_tiles
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256
 
@@ -99,6 +100,49 @@ def test_windows_equal_a_dense_mask(queries: int, form: str, branches: int, monk
         assert work.full == 2 * images * branches * HEADS * queries * visible * SIZE
     each = images * SIZE * (window.scores if form != "probabilities" else HEADS * queries * visible)
     assert (work.scores, work.values) == (each, each * branches)
+
+
+def test_keys_that_count_more_and_what_is_added() -> None:
+    queries, visible = 10, 30
+    kept = torch.rand(HEADS, 3, visible) < 0.3
+    kept[..., 0] = True
+    bias, offset = torch.randn(HEADS, 3, visible), torch.randn(HEADS, queries, SIZE)
+    window = Window.from_tiles(kept, queries, 4, bias, offset)
+    assert window.nbytes - Window.from_tiles(kept, queries, 4).nbytes == offset.nbytes + window.scores // 4 * 4
+    q, k, v = drawn(2, queries), drawn(2, visible), drawn(2, visible)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * 2.0 + bias.repeat_interleave(4, 1)[:, :queries]
+    weights = scores.masked_fill(~kept.repeat_interleave(4, 1)[:, :queries], -torch.inf).softmax(-1)
+    expected = (torch.einsum("bhqk,bkhd->bhqd", weights, v) + offset).transpose(1, 2)
+    out = lite_attention(q, Vectors.of(k), Vectors.of(v), visible, 2.0, window=window.to(torch.device("cpu")))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [1, 3])
+def test_stand_ins_against_the_vectors_themselves(tile: int) -> None:
+    """G from its definition; then keys that repeat others go first, for nothing, and the others count for them."""
+    rows, queries, keys = 12, 5, 7
+    attention, value = torch.rand(rows, HEADS, queries, keys).softmax(-1), torch.randn(rows, HEADS, keys, SIZE)
+    attention[..., 6], value[:, :, 6] = attention[..., 2], value[:, :, 2]
+    attention /= attention.sum(-1, keepdim=True)
+    output, weight = attention @ value, torch.randn(16, HEADS * SIZE)
+    effects = Effects.none(HEADS, queries, keys, tile, torch.device("cpu"))
+    for part in (slice(0, 5), slice(5, rows)):
+        effects.add(attention[part], value[part], output[part], metric_of(weight, HEADS), tile)
+    vectors = attention[..., None] * (value[:, :, None] - output[:, :, :, None])
+    reached = torch.einsum("rhqkd,chd->rhqkc", vectors, weight.view(16, HEADS, SIZE))
+    expected = torch.einsum("rhqjc,rhqkc->hqjk", reached, reached).flatten(2)
+    expected = in_tiles(expected, tile).sum(2).unflatten(2, (keys, keys))
+    torch.testing.assert_close(effects.products, expected, rtol=1e-4, atol=1e-3)
+    costs = elimination_costs(effects)
+    assert (costs.isinf().sum(-1) == 1).all()
+    cheapest = costs.argmin(-1)
+    assert ((cheapest == 2) | (cheapest == 6)).all()
+    kept = torch.ones_like(costs, dtype=torch.bool)
+    kept[..., 6] = False
+    counted = stand_in_weights(effects, kept)
+    assert (counted[..., 6] == 0).all() and (counted[..., 2] > 1.5).all()
+    others = counted[..., [0, 1, 3, 4, 5]] / counted[..., 2:3]
+    assert ((others > 0.4) & (others < 0.7)).all()
 
 
 def test_all_keys_and_branches() -> None:
