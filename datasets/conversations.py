@@ -90,7 +90,7 @@ def reading(facts: Facts, classes: Sequence[str], image: str, draw: np.random.Ge
     order = [list(found)[i] for i in draw.permutation(len(found))]
     if draw.random() < CLASS_FIRST:
         order.sort(key=lambda kind: kind in ("is-class", "describe"))
-    messages = []
+    messages: list[dict[str, str]] = []
     for kind in order:
         question, answer = found[kind]
         text = question if messages else f"<image> {question}"

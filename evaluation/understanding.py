@@ -120,13 +120,24 @@ def _bare(text: str) -> str:
 
 
 def caption_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU of one to four words and chrF of captions, in percent, by torchmetrics."""
+    """BLEU of one to four words and chrF of captions, in percent, by torchmetrics; and CIDEr-D (Vedantam et al. 2015,
+    arXiv 1411.5726), times 100, by pycocoevalcap where it is installed.
+
+    Texts are compared in lower case, without punctuation; official figures of COCO split words by Stanford's tokenizer,
+    which needs Java.
+    """
     from torchmetrics.functional.text import bleu_score, chrf_score
 
     _same(answers, references)
     said, wanted = [_plain(each) for each in answers], [[_plain(text) for text in each] for each in references]
     scores = {f"bleu-{n}": 100 * float(bleu_score(said, wanted, n_gram=n)) for n in range(1, 5)}
-    return {**scores, "chrf": 100 * float(chrf_score(said, wanted))}
+    scores["chrf"] = 100 * float(chrf_score(said, wanted))
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError:
+        return scores
+    mean, _ = Cider().compute_score(dict(enumerate(wanted)), {i: [text] for i, text in enumerate(said)})
+    return {**scores, "cider": 100 * float(mean)}
 
 
 def _plain(text: str) -> str:

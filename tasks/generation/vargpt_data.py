@@ -245,7 +245,7 @@ class ConversationSet:
                 if not text.startswith(before):
                     raise MessageError("the chat template does not write conversations from beginning to end")
                 numbers = self.processor.numbers(text[len(before) :], first=not before)
-                images = sum(part["type"] == "image" for part in message["content"]) if not answering else 0
+                images = 0 if answering else self.conversations[number].messages[end - 1][1].count(SEEN)
                 pieces.append(Piece(numbers, answer and not answering, images))
                 before = text
         if len(self._spelled) < KEPT:

@@ -125,13 +125,7 @@ class Processor:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into a folder."""
-        with TemporaryDirectory() as temporary:
-            self.tokenizer.save_pretrained(temporary)
-            for path in sorted(Path(temporary).rglob("*")):
-                if path.is_file():
-                    content = path.read_bytes()
-                    target = folder / path.relative_to(temporary)
-                    write_atomically(target, partial(_put, content=content))
+        save_tokenizer(self.tokenizer, folder)
 
     # --- text ----------------------------------------------------------------------------------------------
 
@@ -287,6 +281,15 @@ class Processor:
 
 FOLDER = "processor"
 """Where a saved model keeps its tokenizer."""
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the files of a tokenizer of transformers into a folder, each whole or not at all."""
+    with TemporaryDirectory() as temporary:
+        tokenizer.save_pretrained(temporary)
+        for path in sorted(each for each in Path(temporary).rglob("*") if each.is_file()):
+            content = path.read_bytes()
+            write_atomically(folder / path.relative_to(temporary), partial(_put, content=content))
 
 
 def _put(path: Path, content: bytes) -> None:

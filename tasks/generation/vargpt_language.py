@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
                 which keys each position sees.
             cache: of transformers; what is given is added.
         """
-        if mask is not None and mask.ndim == 4 and self.text.config._attn_implementation == "eager":
+        if mask is not None and mask.ndim == 4 and cast(Any, self.text).config._attn_implementation == "eager":
             # Plain products take what is added to scores.
             mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, torch.finfo(x.dtype).min)
         output = self.text(

@@ -132,7 +132,7 @@ def small_config(
         )
         pairs = sizes.width // sizes.heads // 2
         section = [pairs - 2 * (pairs * 3 // 8), pairs * 3 // 8, pairs * 3 // 8]
-        vision = {
+        vision: dict[str, Any] = {
             "depth": sizes.vision_depth, "embed_dim": sizes.vision_width, "hidden_size": sizes.width, "mlp_ratio": 2,
             "num_heads": sizes.vision_heads, "patch_size": sizes.patch, "spatial_merge_size": 2,
             "temporal_patch_size": 1, "in_channels": 3,

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nextscale.core.checkpoint import write_atomically
 from nextscale.core.random import image_seeds
+from nextscale.tasks.generation.vargpt_images import save_tokenizer
 from nextscale.tasks.shapes.describing_shapes import Given, read_shapes
 
 if TYPE_CHECKING:
@@ -75,9 +73,9 @@ def add_words(vocabulary: Any) -> Words:
         if hasattr(vocabulary, "additional_special_tokens")
         else {"extra_special_tokens": [PATCH, START, END]}
     )
-    numbers = vocabulary.convert_tokens_to_ids([PATCH, START, END])
+    patch, start, end = (int(number) for number in vocabulary.convert_tokens_to_ids([PATCH, START, END]))
     empty = vocabulary.eos_token_id if vocabulary.pad_token_id is None else vocabulary.pad_token_id
-    return Words(*numbers, (vocabulary.eos_token_id,), empty)
+    return Words(patch, start, end, (vocabulary.eos_token_id,), empty)
 
 
 class Speech:
@@ -115,12 +113,7 @@ class Speech:
             vocabulary = self.vocabulary
         except FileNotFoundError:
             return
-        with TemporaryDirectory() as temporary:
-            vocabulary.save_pretrained(temporary)
-            for path in sorted(each for each in Path(temporary).rglob("*") if each.is_file()):
-                content = path.read_bytes()
-                target = folder / FOLDER / path.relative_to(temporary)
-                write_atomically(target, partial(_put, content=content))
+        save_tokenizer(vocabulary, folder / FOLDER)
 
     # --- prompts -----------------------------------------------------------------------------------------
 
@@ -204,7 +197,9 @@ class Speech:
         model = cast("Describer", self)
         single = not isinstance(shape, list | tuple)
         shapes: list[Any] = [shape] if single else list(cast("Sequence[Given]", shape))
-        asked = [question or model.config.question] * len(shapes) if not _several(question) else list(question or ())
+        if question is None or isinstance(question, str):
+            question = [question or model.config.question] * len(shapes)
+        asked = list(question)
         if not shapes or len(asked) != len(shapes):
             raise QuestionError(
                 f"{len(asked)} questions were given for {len(shapes)} shapes: give one, or one for each"
@@ -261,14 +256,6 @@ class Speech:
                 )
             found += [self.vocabulary.decode(row, skip_special_tokens=True).strip() for row in written.tolist()]
         return found
-
-
-def _several(question: str | Sequence[str] | None) -> bool:
-    return question is not None and not isinstance(question, str)
-
-
-def _put(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def read_talks(path: str | Path) -> list[Talk]:

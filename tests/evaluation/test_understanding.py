@@ -10,6 +10,7 @@ from PIL import Image
 from nextscale.cli.evaluate_understanding import score
 from nextscale.datasets.questions import QuestionError, picture_of, prompt_of, read_questions
 from nextscale.evaluation.understanding import (
+    answer_scores,
     caption_scores,
     choice_scores,
     majority,
@@ -108,3 +109,19 @@ def test_images_that_are_missing(tmp_path):
     (tmp_path / "q.json").write_text(json.dumps({"image": "no.png", "text": "Is it?", "label": "yes"}))
     with pytest.raises(QuestionError, match=r"no\.png"):
         read_questions(tmp_path / "q.json", "pope")
+
+
+def test_short_answers_are_right_word_for_word() -> None:
+    scores = answer_scores(["A cat.", "yes", "no", "the  Dog"], ["a cat", "no", "no", "a cat"], ["c", "y", "y", "c"])
+    assert scores == {"c": 50, "c floor": 100, "y": 50, "y floor": 100, "accuracy": 50, "floor": 100}
+    assert answer_scores(["a"], ["an"], [""]) == {"accuracy": 100, "floor": 100}
+    with pytest.raises(ValueError, match="as many"):
+        answer_scores(["a"], [], [])
+
+
+def test_cider_of_captions() -> None:
+    pytest.importorskip("pycocoevalcap")
+    references = [["a dog runs"], ["the cat sits on the mat", "cat on mat"], ["birds fly"]]
+    right = caption_scores([each[0] for each in references], references)["cider"]
+    wrong = caption_scores(["a plane", "a plane", "a plane"], references)["cider"]
+    assert right > 100 > 50 > wrong >= 0
