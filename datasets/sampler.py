@@ -6,13 +6,16 @@ import numpy as np
 
 
 class EpochSampler:
-    """Infinite iterator over batches of (epoch, index) keys, in the order of VAR's distributed sampler.
+    """Infinite iterator over batches of (epoch, index) keys.
 
     Epoch e = 0, 1, … is `torch.randperm(length)` seeded with e + seed (or 0, 1, … without `shuffle`).
-    `fill_last` repeats the epoch's first samples at its end so that the last batch of every rank is full
-    (data shorter than half a global batch is repeated once only, so its batches stay short). The filled order
-    is cut into `world_size` contiguous shares at `torch.linspace` bounds; a rank walks its share in steps of
-    `batch_size`, its own batch.
+    `fill_last` repeats the epoch from its first sample on until the last batch of every rank is full.
+
+    The batches of all ranks together are consecutive samples of that order, and rank r has the r-th part of
+    each: a run is made of the same global batches on any number of ranks. With `contiguous` it is VAR's own
+    distributed sampler instead: the filled order is cut into `world_size` shares at `torch.linspace` bounds, a
+    rank walks its share in steps of `batch_size`, and data shorter than half a global batch is repeated once
+    only, so that its batches stay short.
 
     `start_epoch`, `start_batch`: where to begin; the batches from there on are those an unbroken run would
     have given. `start_batch` counts this rank's batches and may exceed an epoch. Iterating twice begins at
@@ -29,6 +32,7 @@ class EpochSampler:
         seed: int = 0,
         shuffle: bool = True,
         fill_last: bool = True,
+        contiguous: bool = False,
         start_epoch: int = 0,
         start_batch: int = 0,
     ) -> None:
@@ -44,28 +48,30 @@ class EpochSampler:
         self.seed, self.shuffle, self.fill_last = seed, shuffle, fill_last
         group = batch_size * world_size
         missing = -length % group if fill_last else 0
-        self._filled = length + min(missing, length)
-        bounds = torch.linspace(0, self._filled, world_size + 1, dtype=torch.int).tolist()
-        self._first, self._last = bounds[rank], bounds[rank + 1]
-        if self._first == self._last:
+        self._filled = length + (min(missing, length) if contiguous else missing)
+        if contiguous:
+            bounds = torch.linspace(0, self._filled, world_size + 1, dtype=torch.int).tolist()
+            self._step, first, last = batch_size, bounds[rank], bounds[rank + 1]
+        else:
+            self._step, first, last = group, rank * batch_size, self._filled
+        self._begins, self._last = range(first, last, self._step), last
+        if not self._begins:
             raise ValueError(
                 f"{length} samples leave nothing for rank {rank} of {world_size}: use fewer ranks or more samples"
             )
-        self.batches_per_epoch = -(-(self._last - self._first) // batch_size)
+        self.batches_per_epoch = len(self._begins)
         extra, self.start_batch = divmod(start_batch, self.batches_per_epoch)
         self.start_epoch = start_epoch + extra
 
     def order(self, epoch: int) -> np.ndarray:
-        """This rank's share of an epoch: int64 indices in the order they are used."""
+        """An epoch of all ranks: int64 indices, filled."""
         import torch
 
         if self.shuffle:
             order = torch.randperm(self.length, generator=torch.Generator().manual_seed(epoch + self.seed)).numpy()
         else:
             order = np.arange(self.length)
-        if self._filled > self.length:
-            order = np.concatenate([order, order[: self._filled - self.length]])
-        return order[self._first : self._last]
+        return np.resize(order, self._filled)  # repeated from its beginning
 
     def position(self, batches: int) -> dict[str, int]:
         """`start_epoch` and `start_batch` of a sampler that continues after `batches` batches of this one."""
@@ -76,6 +82,6 @@ class EpochSampler:
         epoch, batch = self.start_epoch, self.start_batch
         while True:
             order = self.order(epoch)
-            for begin in range(batch * self.batch_size, len(order), self.batch_size):
-                yield [(epoch, int(index)) for index in order[begin : begin + self.batch_size]]
+            for begin in self._begins[batch:]:
+                yield [(epoch, int(index)) for index in order[begin : min(begin + self.batch_size, self._last)]]
             epoch, batch = epoch + 1, 0

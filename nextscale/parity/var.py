@@ -300,6 +300,7 @@ def _batches(options: Mapping[str, Any]) -> np.ndarray:
             seed=options["seed"],
             shuffle=options["shuffle"],
             fill_last=options["fill_last"],
+            contiguous=True,
         )
         for index, batch in enumerate(islice(sampler, number)):
             batches[rank, index, : len(batch)] = [sample for _, sample in batch]
