@@ -1,13 +1,15 @@
-"""Random draws while sampling, reproducible from seeds.
+"""Random draws while sampling and training, reproducible from seeds.
 
 By default every image has a generator of its own, so that it gets the same draws alone and in any batch,
-on any device. The official codes share one generator over a batch; :class:`BatchDraws` keeps their order.
+on any device, in any process. The official codes share one generator over a batch; :class:`BatchDraws` keeps their
+order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -119,6 +121,24 @@ class BatchDraws:
         device = self._generator.device if self._generator is not None else "cpu"
         uniform = torch.full((1, high), 1 / high, device=device)
         return torch.multinomial(uniform, count, replacement=True, generator=self._generator)[0]
+
+
+def sample_draws(batch: Mapping[str, Any], purpose: str) -> Draws:
+    """What is drawn for a batch in training, from the ``seeds`` of its samples: alike in any batch and process.
+
+    Args:
+        batch: where it has no ``seeds``, the global generator draws, which each process seeds for itself.
+        purpose: draws of one sample for different purposes are independent.
+    """
+    if "seeds" not in batch:
+        return BatchDraws(None)
+    salt = zlib.crc32(purpose.encode())
+    return ImageDraws([seed ^ (salt << 21) for seed in batch["seeds"]])
+
+
+def step_draws(step: int, purpose: str) -> torch.Generator:
+    """A generator for what all samples of a step share: alike in all processes."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{purpose} {step}".encode()))
 
 
 def image_seeds(seed: int | Sequence[int], n: int) -> list[int]:

@@ -8,7 +8,8 @@ modulation, is computed once per call by :meth:`NextScaleTransformer.modulate`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from nextscale.core.attention import Visibility, attend, attend_segments
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.fused import linear, linear_gelu
+from nextscale.core.random import Draws
 from nextscale.core.rotary import Rotation, rotate
 
 MAX_LOG_SCALE = math.log(100)
@@ -144,15 +146,66 @@ class FeedForward(nn.Module):
         return F.dropout(linear(self.contract, linear_gelu(self.expand, x)), self.dropout, self.training)
 
 
-def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Stochastic depth: zero whole samples with ``probability`` and scale up the rest (Huang et al. 2016)."""
+def drop_path(x: Tensor, probability: float, training: bool, uniform: Tensor | None = None) -> Tensor:
+    """Stochastic depth: zero whole samples with ``probability`` and scale up the rest (Huang et al. 2016).
+
+    Args:
+        uniform: in [0, 1), one per sample, which decide; drawn where there are none, or not one per row of ``x``.
+    """
     if not training or probability == 0:
         return x
-    keep = x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(1 - probability)
+    if uniform is None or len(uniform) != len(x):
+        uniform = torch.rand(len(x), device=x.device)
+    keep = (uniform >= probability).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
     return x * keep / (1 - probability)
 
 
-class Block(nn.Module):
+class StochasticDepth(nn.Module):
+    """Base of blocks whose branches are skipped at random in training.
+
+    Attributes:
+        drop_probability: of each branch and sample.
+        path_draws: (branches, batch) in [0, 1), which decide in place of the global generator; see
+            :func:`draw_paths`.
+    """
+
+    BRANCHES = 3
+    """Draws that are kept for a block: as many branches as one has at most."""
+
+    drop_probability: float
+    path_draws: Tensor | None = None
+
+    def dropped(self, branch: Tensor, number: int) -> Tensor:
+        """A branch's output, skipped for some samples in training."""
+        uniform = None if self.path_draws is None else self.path_draws[number]
+        return drop_path(branch, self.drop_probability, self.training, uniform)
+
+
+@contextmanager
+def draw_paths(blocks: Sequence[StochasticDepth], draws: Draws | None, batch: int) -> Iterator[None]:
+    """Inside, which samples skip which branches is each sample's own draw, the same in any batch and in any process.
+
+    The backward pass belongs inside too: with gradient checkpointing it runs the blocks again.
+
+    Args:
+        draws: None: the global generator decides.
+    """
+    dropping = [block for block in blocks if block.drop_probability > 0]
+    if draws is None or not dropping:
+        yield
+        return
+    device = next(dropping[0].parameters()).device
+    drawn = draws.uniform((batch, len(dropping), StochasticDepth.BRANCHES), device).permute(1, 2, 0)
+    for block, rows in zip(dropping, drawn, strict=True):
+        block.path_draws = rows
+    try:
+        yield
+    finally:
+        for block in dropping:
+            block.path_draws = None
+
+
+class Block(StochasticDepth):
     """x + gamma1 attention(LN(x) (1 + scale1) + shift1), then the same with the feed-forward network.
 
     The modulation's chunks come in the order gamma1, gamma2, scale1, scale2, shift1, shift2, which all
@@ -190,15 +243,15 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch positions width"]:
         if modulation is None:
             branch = self.attention(self.norm(x), segments, cache, layer, rotation=rotation)
-            x = x + drop_path(branch, self.drop_probability, self.training)
-            return x + drop_path(self.feed_forward(self.norm(x)), self.drop_probability, self.training)
+            x = x + self.dropped(branch, 0)
+            return x + self.dropped(self.feed_forward(self.norm(x)), 1)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         branch = self.attention(
             torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer, rotation=rotation
         )
-        x = torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma1)
+        x = torch.addcmul(x, self.dropped(branch, 0), gamma1)
         branch = self.feed_forward(torch.addcmul(shift2, self.norm(x), 1 + scale2))
-        return torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma2)
+        return torch.addcmul(x, self.dropped(branch, 1), gamma2)
 
 
 class NextScaleTransformer(nn.Module):

@@ -164,7 +164,7 @@ def given_drop_path(keep: Tensor) -> Iterator[None]:
     """
     rows = iter(keep)
 
-    def drop(x: Tensor, probability: float, training: bool) -> Tensor:
+    def drop(x: Tensor, probability: float, training: bool, uniform: Tensor | None = None) -> Tensor:
         if not training or probability == 0:
             return x
         row = next(rows, None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nextscale.core.attention import Visibility, attend, attend_segments
 from nextscale.core.cache import KeyValueCache
-from nextscale.core.transformer import drop_path
+from nextscale.core.transformer import StochasticDepth
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class FeedForward(nn.Module):
         return F.dropout(self.contract(F.gelu(self.expand(x))), self.dropout, self.training)
 
 
-class DARBlock(nn.Module):
+class DARBlock(StochasticDepth):
     """x += self-attention, x += attention to the image, x += feed-forward, each behind a layer norm of its own."""
 
     def __init__(self, config: DARTransformerConfig, joins: bool, drop_probability: float) -> None:
@@ -158,12 +158,9 @@ class DARBlock(nn.Module):
     ) -> Tensor:
         if self.join is not None:
             x = self.join(torch.cat((x, cast(Tensor, joined)), dim=-1))
-        x = x + self._dropped(self.attention(self.norm_attention(x), segments, cache, layer))
-        x = x + self._dropped(self.image_attention(self.norm_query(x), memory))
-        return x + self._dropped(self.feed_forward(self.norm_feed_forward(x)))
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop_probability, self.training)
+        x = x + self.dropped(self.attention(self.norm_attention(x), segments, cache, layer), 0)
+        x = x + self.dropped(self.image_attention(self.norm_query(x), memory), 1)
+        return x + self.dropped(self.feed_forward(self.norm_feed_forward(x)), 2)
 
 
 class DARTransformer(nn.Module):

@@ -22,7 +22,7 @@ from nextscale.core.cross_attention import CrossAttention, Memory, Packed
 from nextscale.core.fused import linear
 from nextscale.core.rotary import Rotation, angles, grid_rotation
 from nextscale.core.schedule import ScaleSchedule, Segment
-from nextscale.core.transformer import Block, NextScaleTransformer, TransformerConfig, drop_path
+from nextscale.core.transformer import Block, NextScaleTransformer, TransformerConfig
 
 Positions = Literal["spread", "shrunk", "plain"]
 
@@ -129,11 +129,11 @@ class InfinityBlock(Block):
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         branch = self.attention(torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer, rotation)
-        x = torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma1)
+        x = torch.addcmul(x, self.dropped(branch, 0), gamma1)
         branch = self.cross_attention(self.cross_norm(x), memory)
         x = x + branch if self.cross_gate is None else torch.addcmul(x, branch, self.cross_gate)
         branch = self.feed_forward(torch.addcmul(shift2, self.norm(x), 1 + scale2))
-        return torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma2)
+        return torch.addcmul(x, self.dropped(branch, 1), gamma2)
 
 
 class InfinityTransformer(NextScaleTransformer):

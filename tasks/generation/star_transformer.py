@@ -21,7 +21,7 @@ from nextscale.core.cache import KeyValueCache
 from nextscale.core.cross_attention import CrossAttention, Memory, Packed
 from nextscale.core.rotary import Rotation, grid_rotation
 from nextscale.core.schedule import ScaleSchedule, Segment
-from nextscale.core.transformer import Block, NextScaleTransformer, TransformerConfig, drop_path
+from nextscale.core.transformer import Block, NextScaleTransformer, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class STARBlock(Block):
             normed = torch.addcmul(shifts[:, :, 0], normed, 1 + scales[:, :, 0])
         branch = self.attention(normed, segments, cache, layer, rotation)
         branch = branch if gammas is None else branch * gammas[:, :, 0]
-        x = x + drop_path(branch, self.drop_probability, self.training)
+        x = x + self.dropped(branch, 0)
         if self.cross_attention is not None and memory is not None:
             reads = self.cross_attention(self.norm(x[: readers(memory)]), memory)
             x = x + reads.repeat(len(x) // len(reads), 1, 1)
@@ -93,7 +93,7 @@ class STARBlock(Block):
             normed = torch.addcmul(shifts[:, :, 1], normed, 1 + scales[:, :, 1])
         branch = self.feed_forward(normed)
         branch = branch if gammas is None else branch * gammas[:, :, 1]
-        return x + drop_path(branch, self.drop_probability, self.training)
+        return x + self.dropped(branch, 1)
 
 
 def readers(memory: Memory | Packed) -> int:

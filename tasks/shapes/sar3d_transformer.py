@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nextscale.core.attention import Visibility
 from nextscale.core.cache import KeyValueCache
 from nextscale.core.cross_attention import CrossAttention, Memory, Packed
-from nextscale.core.transformer import Block, NextScaleTransformer, TransformerConfig, drop_path
+from nextscale.core.transformer import Block, NextScaleTransformer, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SAR3DBlock(Block):
 
     def look(self, x: Tensor, memory: Memory | Packed) -> Tensor:
         branch = self.cross_attention(self.cross_norm(x), memory)
-        return x + drop_path(branch, self.drop_probability, self.training)
+        return x + self.dropped(branch, 2)
 
     def forward(  # type: ignore[override]
         self,
@@ -85,10 +85,10 @@ class SAR3DBlock(Block):
             return super().forward(self.look(x, memory), modulation, segments, cache, layer)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         branch = self.attention(torch.addcmul(shift1, self.norm(x), 1 + scale1), segments, cache, layer)
-        x = torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma1)
+        x = torch.addcmul(x, self.dropped(branch, 0), gamma1)
         x = self.look(x, memory)
         branch = self.feed_forward(torch.addcmul(shift2, self.norm(x), 1 + scale2))
-        return torch.addcmul(x, drop_path(branch, self.drop_probability, self.training), gamma2)
+        return torch.addcmul(x, self.dropped(branch, 1), gamma2)
 
 
 class SAR3DTransformer(NextScaleTransformer):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextscale.core.random import BatchDraws, ImageDraws
+from nextscale.core.random import BatchDraws, ImageDraws, sample_draws, step_draws
 
 
 @given(st.integers(0, 2**40), st.integers(0, 63), st.integers(1, 40), st.integers(1, 5))
@@ -59,3 +59,21 @@ def test_integers_cover_their_range() -> None:
     assert drawn.unique().tolist() == list(range(10))
     drawn = BatchDraws(torch.Generator().manual_seed(0)).integers(10, 400)
     assert drawn.unique().tolist() == list(range(10))
+
+
+def test_draws_of_training_belong_to_sample_and_step() -> None:
+    cpu = torch.device("cpu")
+
+    def drawn(seeds: list[int], purpose: str = "noise") -> torch.Tensor:
+        return sample_draws({"seeds": seeds}, purpose).normal((len(seeds), 3), cpu)
+
+    largest = 2**53 - 1
+    assert torch.equal(drawn([4, 5, largest])[1:], drawn([5, largest]))
+    assert not torch.equal(drawn([4]), drawn([4], "times"))
+    torch.manual_seed(1)
+    first = sample_draws({}, "noise").uniform((2, 3), cpu)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(2, 3), first)
+    common = [float(torch.rand((), generator=step_draws(step, purpose))) for step, purpose in [(3, "a"), (3, "a")]]
+    others = [float(torch.rand((), generator=step_draws(step, purpose))) for step, purpose in [(4, "a"), (3, "b")]]
+    assert len({*common, *others}) == 3

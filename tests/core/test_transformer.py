@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from nextscale.core.random import sample_draws
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.core.transformer import NextScaleTransformer, TransformerConfig, drop_path
+from nextscale.core.transformer import NextScaleTransformer, TransformerConfig, draw_paths, drop_path
 
 SCHEDULE = ScaleSchedule.squares(1, 2, 3)
 CONFIG = TransformerConfig(width=16, depth=3, heads=2)
@@ -99,6 +100,30 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     assert len(gradients[0]) == len(list(model.parameters()))
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_skipped_is_the_samples_own_draw(checkpointed: bool) -> None:
+    """A batch of four gives what its halves give, in any order, whatever the global generator does."""
+    model = randomised(replace(CONFIG, drop_path=0.5))
+    x, condition, seeds = torch.randn(4, SCHEDULE.length, 16), torch.randn(4, 16), [7, 8, 9, 10]
+    model.gradient_checkpointing = checkpointed
+
+    def run(rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        own = x[rows].requires_grad_()
+        draws = sample_draws({"seeds": [seeds[row] for row in rows]}, "paths")
+        with draw_paths(model.blocks, draws, len(rows)):
+            out = model(own, model.modulate(condition[rows]), SCHEDULE.segments)
+            return out.detach(), torch.autograd.grad(out.square().sum(), own)[0]
+
+    whole, gradient = run([0, 1, 2, 3])
+    for rows in ([3, 2], [1, 0]):
+        part, part_gradient = run(rows)
+        torch.testing.assert_close(part, whole[rows], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(part_gradient, gradient[rows], rtol=1e-4, atol=1e-4)
+    assert all(block.path_draws is None for block in model.blocks)
+    with draw_paths(model.blocks, None, 4):
+        assert not torch.equal(model(x, model.modulate(condition), SCHEDULE.segments), whole)
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
