@@ -14,10 +14,16 @@ class Interrupted(Exception):
 
 @dataclass
 class InterruptGuard:
-    """Turns the first Ctrl-C or termination signal into a clean stop after the current step."""
+    """Turns the first Ctrl-C or termination signal into a clean stop after the current step.
+
+    Attributes:
+        once: a second signal ends the process at once. Of several processes, what starts them sends more than one,
+            and kills them in the end.
+    """
 
     signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
     caught: int | None = None
+    once: bool = True
     _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> InterruptGuard:
@@ -32,6 +38,6 @@ class InterruptGuard:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught is not None:
+        if self.caught is not None and self.once:
             raise KeyboardInterrupt
         self.caught = number

@@ -121,8 +121,10 @@ class ExponentialAverage:
     def update(self, module: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = {n: p.detach() for n, p in module.named_parameters() if n in self.shadow}
-        torch._foreach_lerp_(list(self.shadow.values()), [current[n] for n in self.shadow], 1 - decay)
+        current = dict(module.named_parameters())
+        # Of a sharded tensor each process averages its own part.
+        shadow, now = [_local(value) for value in self.shadow.values()], [_local(current[n]) for n in self.shadow]
+        torch._foreach_lerp_(shadow, now, 1 - decay)
 
     def copy_to(self, module: nn.Module) -> None:
         """Write the averages into a module's parameters."""
@@ -138,3 +140,8 @@ class ExponentialAverage:
         self.updates = state["updates"]
         for name, value in self.shadow.items():
             value.copy_(state["shadow"][name])
+
+
+def _local(value: Tensor) -> Tensor:
+    part: Tensor = value.to_local() if hasattr(value, "to_local") else value
+    return part.detach()

@@ -1,98 +1,38 @@
-"""The training loop every task runs on: resumable, interruptible, distributed by Hugging Face Accelerate.
+"""The training loop every task runs on: resumable, interruptible, over one process or many.
 
 A task says what its loss is; the loop owns optimisers, schedules, precision, averaging of weights,
-checkpoints and logs.
+checkpoints and logs. Hugging Face Accelerate finds devices and processes, and scales losses of half precision.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
+import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nextscale.core.checkpoint import CheckpointError, read_tensors, write_tensors
+from nextscale.core.checkpoint import CheckpointError, write_tensors
+from nextscale.core.distributed_checkpoint import FolderWriter
 from nextscale.core.interrupt import Interrupted, InterruptGuard
-from nextscale.core.optim import ExponentialAverage, Schedule, parameter_groups
+from nextscale.core.phases import averages_in_place, gather, prepare, whole_copies
+from nextscale.core.processes import Processes, Word, lost_processes_named
 from nextscale.core.runlog import Means, Metrics, RunLog
-from nextscale.core.transformer import NextScaleTransformer
+from nextscale.core.sharding import twin, units
+from nextscale.core.training_config import TrainingConfig
+from nextscale.core.training_state import Saved, checkpoints, file_content, folder_content, restore, tensors_of
+
+__all__ = ["Batch", "Hooks", "Interrupted", "Metrics", "Trainer", "TrainingConfig", "TrainingTask"]
 
 Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train. The defaults are VAR's recipe.
-
-    Attributes:
-        output: folder for checkpoints, logs and sample sheets.
-        epochs: length of the run, in passes over the data.
-        batch_size: samples per optimiser step, over all processes and accumulated micro-batches.
-        accumulation: micro-batches per optimiser step.
-        learning_rate: peak rate per 256 samples: the rate used is this times batch_size / 256.
-        schedule, start_rate, end_rate: see :class:`nextscale.core.optim.Schedule`.
-        warmup_epochs: None: one fiftieth of the run.
-        weight_decay_end: None: as ``weight_decay``.
-        grad_clip: largest global gradient norm; 0 turns clipping off.
-        average: decay of an exponential moving average of the weights, which is what is kept at the end; 0: none.
-        precision: arithmetic of the blocks; weights stay float32.
-        log_every, save_every, sample_every, validate_every: in steps; 0: only at the end.
-        keep: checkpoints to keep, the newest.
-    """
-
-    output: str = "runs/training"
-    epochs: float = 200.0
-    batch_size: int = 768
-    accumulation: int = 1
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None
-    schedule: str = "lin0"
-    warmup_epochs: float | None = None
-    start_rate: float = 0.005
-    end_rate: float = 0.1
-    grad_clip: float = 2.0
-    average: float = 0.0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    workers: int = 0
-    log_every: int = 50
-    save_every: int = 1000
-    sample_every: int = 0
-    validate_every: int = 0
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a positive multiple of accumulation {self.accumulation}"
-            )
-        if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}, at least the newest checkpoint must be kept: give 1 or more")
-
-    def plan(self, steps_per_epoch: float) -> Schedule:
-        """Learning rate and weight decay over the steps of the run."""
-        warmup = self.epochs / 50 if self.warmup_epochs is None else self.warmup_epochs
-        return Schedule(
-            kind=self.schedule,
-            warmup=warmup * steps_per_epoch,
-            total=max(round(self.epochs * steps_per_epoch), 1),
-            start=self.start_rate,
-            end=self.end_rate,
-            decay=self.weight_decay,
-            decay_end=self.weight_decay if self.weight_decay_end is None else self.weight_decay_end,
-        )
 
 
 class TrainingTask:
@@ -114,8 +54,13 @@ class TrainingTask:
     def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         """The loss of a phase on a micro-batch, and what to log.
 
+        Of a run over several processes each computes this on its part of the micro-batch. What is drawn for a sample
+        comes from :func:`nextscale.core.random.sample_draws`, what the samples of a step share from
+        :func:`nextscale.core.random.step_draws`: then a run does not depend on the number of processes. The global
+        generator is seeded for each step and process.
+
         Args:
-            module: the phase's module as it must be called (wrapped for distributed training).
+            module: the phase's module as it must be called (compiled, in the run's precision).
         """
         raise NotImplementedError
 
@@ -128,14 +73,6 @@ class TrainingTask:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class _Phase:
-    module: nn.Module
-    wrapped: nn.Module
-    optimizer: Any
-    average: ExponentialAverage | None
 
 
 @dataclass
@@ -158,10 +95,12 @@ class Trainer:
 
     Args:
         config: how.
-        task: what.
+        task: what. Where it is sharded, a copy is trained; the one given then holds the whole averaged weights, in the
+            main process, while hooks run and at the end.
         batches: gives the endless stream of micro-batches of one process from a micro-batch number on:
             ``batches(start, micro_batch_size)``; the same number always gives the same batch. A batch may name
             under ``skipped`` the samples that could not be read: they are counted and listed in the output folder.
+            It may hold ``seeds``, see :func:`nextscale.core.random.sample_draws`.
         samples_per_epoch: size of the data.
     """
 
@@ -184,10 +123,11 @@ class Trainer:
         self.config, self.task, self.hooks = config, task, hooks or Hooks()
         cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
         self.accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
-        per_step = config.accumulation * self.accelerator.num_processes
+        self.processes = Processes()
+        per_step = config.accumulation * self.processes.count
         if config.batch_size % per_step:
             raise ValueError(
-                f"batch_size {config.batch_size} does not divide over {self.accelerator.num_processes} processes "
+                f"batch_size {config.batch_size} does not divide over {self.processes.count} processes "
                 f"x {config.accumulation} accumulated micro-batches"
             )
         self.micro_batch = config.batch_size // per_step
@@ -196,7 +136,13 @@ class Trainer:
         self.batches = batches
         self._folder = Path(config.output)
         self._peak = config.learning_rate * config.batch_size / 256
-        self._phases = {name: self._prepare(module) for name, module in task.phases.items()}
+        sharded = config.sharding == "full" and self.processes.distributed
+        self._sharded = sharded and any(units(module) for module in task.phases.values())
+        self._trained = twin(task, self.processes.main) if self._sharded else task
+        self._phases = {
+            name: prepare(module, config, self.accelerator, self._peak) for name, module in self._trained.phases.items()
+        }
+        self._writer = FolderWriter(self.processes, self._forget_old)
         self._sums = Means()
         self.step = 0
         self.seconds = 0.0
@@ -206,57 +152,54 @@ class Trainer:
         """Optimiser steps of the whole run."""
         return self.plan.total
 
-    def _prepare(self, module: nn.Module) -> _Phase:
-        config = self.config
-        if config.gradient_checkpointing:
-            for part in module.modules():
-                if isinstance(part, NextScaleTransformer):
-                    part.gradient_checkpointing = True
-        module.train()
-        groups = parameter_groups(module, config.weight_decay)
-        fused = self.accelerator.device.type == "cuda"
-        optimizer = torch.optim.AdamW(groups, lr=self._peak, betas=config.betas, fused=fused or None)
-        callable_module = torch.compile(module) if config.compile else module
-        wrapped, optimizer = self.accelerator.prepare(callable_module, optimizer)
-        average = ExponentialAverage(module, config.average) if config.average else None
-        return _Phase(module, wrapped, optimizer, average)
-
     # --- checkpoints -------------------------------------------------------------------------------------
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints of the run, oldest first."""
-        return sorted(p for p in (self._folder / "checkpoints").glob("step-*.pt") if re.fullmatch(r"step-\d+", p.stem))
+        return checkpoints(self._folder / "checkpoints")
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of the current step (main process), keeping the newest few."""
-        path = self._folder / "checkpoints" / f"step-{self.step:08d}.pt"
-        if self.accelerator.is_main_process:
-            content = {
-                "task": self.task.name,
-                "step": self.step,
-                "seconds": self.seconds,
-                "config": json.dumps(asdict(self.config)),
-                "phases": {
-                    name: {
-                        "module": _trained_state(phase.module),
-                        "optimizer": phase.optimizer.state_dict(),
-                        "average": phase.average.state_dict() if phase.average else None,
-                    }
-                    for name, phase in self._phases.items()
-                },
-                "means": self._sums.state_dict(),
-                "extra": self.task.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            }
-            write_tensors(path, content)
-            for old in self.checkpoints()[: -self.config.keep]:
-                old.unlink()
-        self.accelerator.wait_for_everyone()
+    def save(self, wait: bool = True) -> Path:
+        """Write a checkpoint of the current step, keeping the newest few; all processes call this.
+
+        One process alone writes a file, several a folder, each its part of it.
+
+        Args:
+            wait: until all is on the disk; else several processes write while they go on.
+
+        Raises:
+            OSError: it could not be written, or the one before, which was still being written.
+        """
+        path = self._folder / "checkpoints" / f"step-{self.step:08d}"
+        sums = self._sums.state_dict()
+        content = {
+            "task": self.task.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": json.dumps(asdict(self.config)),
+            "means": {**sums, "sums": self.processes.means(sums["sums"])},
+            "extra": self._trained.state_dict(),
+        }
+        if self.accelerator.scaler is not None:
+            content["scaler"] = self.accelerator.scaler.state_dict()
+        if not self.processes.distributed:
+            path = write_tensors(path.with_suffix(".pt"), {**content, "phases": file_content(self._phases)})
+            self._forget_old()
+            return path
+        tensors = tensors_of(self._phases)
+        self._writer.start(path, tensors, {**content, "phases": folder_content(self._phases), "tensors": list(tensors)})
+        if wait:
+            self._writer.finish()
         return path
 
+    def _forget_old(self) -> None:
+        for old in self.checkpoints()[: -self.config.keep]:
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+
     def resume(self) -> bool:
-        """Continue from the newest checkpoint of the output folder, if there is one.
+        """Continue from the newest checkpoint of the output folder, if there is one; all processes call this.
 
         Raises:
             CheckpointError: the checkpoint is of another system or other sizes.
@@ -264,35 +207,18 @@ class Trainer:
         found = self.checkpoints()
         if not found:
             return False
-        content = read_tensors(found[-1])
+        saved = Saved(found[-1])
+        content = saved.content
         if content.get("task") != self.task.name:
             raise CheckpointError(
                 f"{found[-1]} is a checkpoint of {content.get('task')!r}, this run trains {self.task.name!r}: "
                 "give another output folder"
             )
-        for name, phase in self._phases.items():
-            saved = content["phases"].get(name)
-            if saved is None:
-                raise CheckpointError(f"{found[-1]} has no part {name!r}: it was written under another configuration")
-            try:
-                missing, unexpected = phase.module.load_state_dict(saved["module"], strict=False)
-            except RuntimeError as error:
-                raise CheckpointError(f"{found[-1]} does not fit this configuration: {error}") from None
-            missing = sorted(set(missing) & set(_trained_state(phase.module)))
-            if missing or unexpected:
-                raise CheckpointError(
-                    f"{found[-1]} does not fit this configuration: missing {missing[:3]}, unknown {unexpected[:3]}"
-                )
-            phase.optimizer.load_state_dict(saved["optimizer"])
-            if phase.average is not None and saved["average"] is not None:
-                phase.average.load_state_dict(saved["average"])
-            elif phase.average is not None:
-                phase.average = ExponentialAverage(phase.module, self.config.average)
+        restore(self._phases, saved)
         self._sums.load_state_dict(content["means"])
-        self.task.load_state_dict(content["extra"])
-        torch.set_rng_state(content["random"])
-        if torch.cuda.is_available() and content["random_cuda"]:
-            torch.cuda.set_rng_state_all(content["random_cuda"])
+        self._trained.load_state_dict(content["extra"])
+        if self.accelerator.scaler is not None and "scaler" in content:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
         self.step, self.seconds = content["step"], content["seconds"]
         return True
 
@@ -302,132 +228,132 @@ class Trainer:
         """Train to the end, from the newest checkpoint if there is one.
 
         Raises:
-            Interrupted: Ctrl-C or a termination signal; the state is saved first.
+            Interrupted: Ctrl-C or a termination signal in any process; the state is saved first.
             ValueError: the loss is not finite.
+            OSError: a checkpoint could not be written; in all processes.
+            ProcessLost: another process has ended.
         """
-        self.resume()
-        if self.accelerator.is_main_process:
-            for unfinished in (self._folder / "checkpoints").glob(".step-*.tmp"):
-                unfinished.unlink()  # of a run that was killed while it saved
-        log = RunLog(self._folder, self.step, self.accelerator.is_main_process)
+        with lost_processes_named(f"Start the same command again: it goes on from the newest of {self._folder}"):
+            self.resume()
+            self.processes.wait()  # all have read before anything is removed
+            if self.processes.main:
+                for unfinished in (self._folder / "checkpoints").glob(".step-*.tmp"):  # of a run that was killed
+                    shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+            with InterruptGuard(once=not self.processes.distributed) as interrupt:
+                self._loop(interrupt)
+            self._writer.finish()
+            if self._sharded:
+                self._gather()
+
+    def _loop(self, interrupt: InterruptGuard) -> None:
+        log = RunLog(self._folder, self.step, self.processes.main)
         batches = self.batches(self.step * self.config.accumulation, self.micro_batch)
         sums, latest, mark = self._sums, {}, time.perf_counter()
         logged = self.step
-        with InterruptGuard() as interrupt:
-            while self.step < self.steps:
-                micro_batches = [next(batches) for _ in range(self.config.accumulation)]
-                for batch in micro_batches:
-                    log.skip(batch.pop("skipped", ()))
-                self._train_step(micro_batches, sums)
-                self.step += 1
-                stop = interrupt.caught is not None  # looked at once: a later signal waits for the next step
-                save = stop or self._due(self.config.save_every)
-                if save or self._due(self.config.log_every):
-                    means = self._over_processes(sums.means())
-                    if not math.isfinite(means["loss"]):
-                        raise ValueError(
-                            f"the loss is {means['loss']} at step {self.step}; lower the learning rate or use "
-                            f"float32. The last checkpoint in {self._folder} is from before"
-                        )
-                if self._due(self.config.log_every):
-                    latest = means
-                    sums.clear()
-                    now = time.perf_counter()
-                    elapsed, mark = now - mark, now
-                    self.seconds += elapsed
-                    latest["samples_per_second"] = (self.step - logged) * self.config.batch_size / elapsed
-                    logged = self.step
-                    if log.skipped:
-                        latest["skipped"] = float(len(log.skipped))
-                    log.write(self.step, {**latest, "seconds": self.seconds})
-                if self.hooks.progress is not None:
-                    self.hooks.progress(self.step, self.steps, latest)
-                if save:
-                    self.save()
-                self._show(log)
-                if stop and self.step < self.steps:
-                    raise Interrupted(f"stopped at step {self.step} of {self.steps}; run the same command to go on")
+        while self.step < self.steps:
+            micro_batches = [next(batches) for _ in range(self.config.accumulation)]
+            for batch in micro_batches:
+                log.skip(batch.pop("skipped", ()))
+            self._train_step(micro_batches, sums)
+            self.step += 1
+            heard = self.processes.hear(self._word(interrupt))
+            if heard is Word.FAILED:
+                self.processes.hush()
+                self._writer.finish()
+            stop = heard is Word.STOP  # looked at once: a later signal waits for the next step
+            save = stop or self._due(self.config.save_every)
+            if save or self._due(self.config.log_every):
+                means = self.processes.means(sums.means())
+                if not math.isfinite(means["loss"]):
+                    raise ValueError(
+                        f"the loss is {means['loss']} at step {self.step}; lower the learning rate or use "
+                        f"float32. The last checkpoint in {self._folder} is from before"
+                    )
+            if self._due(self.config.log_every):
+                latest = means
+                sums.clear()
+                now = time.perf_counter()
+                elapsed, mark = now - mark, now
+                self.seconds += elapsed
+                latest["samples_per_second"] = (self.step - logged) * self.config.batch_size / elapsed
+                logged = self.step
+                if log.skipped:
+                    latest["skipped"] = float(len(log.skipped))
+                log.write(self.step, {**latest, "seconds": self.seconds})
+            if self.hooks.progress is not None:
+                self.hooks.progress(self.step, self.steps, latest)
+            if save:
+                self.processes.hush()
+                self.save(wait=stop or self.step == self.steps)
+            self._show(log)
+            if stop and self.step < self.steps:
+                raise Interrupted(f"stopped at step {self.step} of {self.steps}; run the same command to go on")
 
-    def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
-        """Mean over all processes, each of which calls this."""
-        if self.accelerator.num_processes == 1:
-            return means
-        values = torch.tensor(list(means.values()), device=self.accelerator.device)
-        return dict(zip(means, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+    def _word(self, interrupt: InterruptGuard) -> Word:
+        """What this process has to say to the others."""
+        if not self._writer.poll():
+            return Word.FAILED
+        return Word.GO_ON if interrupt.caught is None else Word.STOP
 
     def _due(self, every: int) -> bool:
         return self.step == self.steps or (every > 0 and self.step % every == 0)
 
     def _train_step(self, micro_batches: list[Batch], sums: Means) -> None:
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, task = self.config, self.accelerator, self._trained
+        # Of the step and the process alone: nothing of it need be kept to go on.
+        torch.manual_seed(zlib.crc32(f"{config.seed} {self.step} {self.processes.rank}".encode()))
         micro_batches = [_to_device(batch, accelerator.device) for batch in micro_batches]
         for name, phase in self._phases.items():
-            if not self.task.active(name, self.step):
+            if not task.active(name, self.step):
                 continue
-            rate = self.plan.apply(phase.optimizer, self._peak, self.step)
-            for number, batch in enumerate(micro_batches):
-                last = number == len(micro_batches) - 1
-                with accelerator.no_sync(phase.wrapped) if not last else nullcontext(), accelerator.autocast():
-                    loss, metrics = self.task.loss(name, phase.wrapped, batch, self.step)
-                    accelerator.backward(loss / config.accumulation)
-                prefix = "" if len(self._phases) == 1 or name == next(iter(self._phases)) else f"{name}/"
-                sums.add({f"{prefix}loss": loss.detach(), **{f"{prefix}{k}": v for k, v in metrics.items()}})
+            prefix = "" if name == next(iter(self._phases)) else f"{name}/"
+            rate = self.plan.apply(phase.prepared, self._peak, self.step)
+            for number, batch in enumerate(micro_batches, start=1):
+
+                def loss(module: nn.Module, name: str = name, batch: Batch = batch) -> tuple[Tensor, Metrics]:
+                    return task.loss(name, module, batch, self.step)
+
+                value, metrics = phase.backward(accelerator, loss, batch, len(micro_batches), number)
+                sums.add({f"{prefix}loss": value, **{f"{prefix}{k}": v for k, v in metrics.items()}})
             if config.grad_clip:
-                norm = accelerator.clip_grad_norm_(phase.wrapped.parameters(), config.grad_clip)
-                sums.add({f"{prefix}grad_norm": norm.detach()})
-            phase.optimizer.step()
-            phase.optimizer.zero_grad(set_to_none=True)
-            if phase.average is not None:
-                phase.average.update(phase.module)
+                sums.add({f"{prefix}grad_norm": phase.clip(accelerator, config.grad_clip)})
+            phase.step()
             sums.add({f"{prefix}learning_rate": rate})
-        sums.add(self.task.after_step(self.step))
+        sums.add(task.after_step(self.step))
+
+    # --- showing -----------------------------------------------------------------------------------------
 
     def _show(self, log: RunLog) -> None:
-        """Sample sheets and validation, on the averaged weights."""
+        """Sample sheets and validation, on the averaged weights, by the main process; the others wait."""
         config = self.config
-        sample = self.hooks.sample if self._due(config.sample_every) else None
-        validate = self.hooks.validate if self._due(config.validate_every) else None
-        if (sample is None and validate is None) or not self.accelerator.is_main_process:
+        due = self._due(config.sample_every), self._due(config.validate_every)
+        if not any(due):
             return
-        with self.averaged():
-            if sample is not None:
-                sample(self.step)
-            if validate is not None:
-                log.write(self.step, {f"validation/{k}": float(v) for k, v in validate(self.step).items()})
+        if self._sharded:
+            self._gather()
+        sample, validate = self.hooks.sample if due[0] else None, self.hooks.validate if due[1] else None
+        if self.processes.main and (sample or validate):
+            with self.averaged():
+                if sample is not None:
+                    sample(self.step)
+                if validate is not None:
+                    log.write(self.step, {f"validation/{k}": float(v) for k, v in validate(self.step).items()})
+        self.processes.wait()
 
-    def averaged(self) -> _Averaged:
-        """A context in which the modules hold their averaged weights, in evaluation form."""
-        return _Averaged(list(self._phases.values()))
+    def _gather(self) -> None:
+        """Bring the averaged weights together in the task that hooks see."""
+        gather(list(self._phases.values()), list(self.task.phases.values()), self.processes.main)
+        self.task.load_state_dict(self._trained.state_dict())
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the modules hold their averaged weights, in evaluation form.
 
-class _Averaged:
-    def __init__(self, phases: list[_Phase]) -> None:
-        self._phases = phases
-
-    def __enter__(self) -> None:
-        self._random = torch.get_rng_state()
-        # By parameter and not by name: adapters may be folded into the weights meanwhile.
-        self._kept: list[tuple[nn.Parameter, Tensor]] = []
-        for phase in self._phases:
-            names = phase.average.shadow if phase.average else {}
-            self._kept += [(p, p.detach().clone()) for n, p in phase.module.named_parameters() if n in names]
-            if phase.average:
-                phase.average.copy_to(phase.module)
-            phase.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for parameter, value in self._kept:
-                parameter.copy_(value)
-        for phase in self._phases:
-            phase.module.train()
-        torch.set_rng_state(self._random)
-
-
-def _trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """Buffers, and the parameters that take gradients: frozen parts come from their own files."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+        Of a sharded model, those that were brought together last: before a hook, or at the end of the run.
+        """
+        if self._sharded:
+            whole = list(self.task.phases.values())
+            return whole_copies(list(self._phases.values()), whole, self.accelerator.device)
+        return averages_in_place(list(self._phases.values()))
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -135,8 +135,9 @@ def stream_shards(source: str) -> StreamShards:
 def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterator[Batch]]:
     """The endless micro-batches a :class:`nextscale.core.training.Trainer` takes.
 
-    Every batch also carries ``uniform``, float32 in [0, 1) per sample, drawn from (seed, epoch, sample): what
-    a task draws per sample is the same on any number of processes and after any interruption.
+    Every batch also carries ``uniform``, float32 in [0, 1) per sample, and ``seeds``, whole numbers from which a task
+    draws more (:func:`nextscale.core.random.sample_draws`), both of (seed, epoch, sample): what is drawn for a
+    sample is the same on any number of processes and after any interruption.
     """
 
     def batches(start: int, micro_batch: int) -> Iterator[Batch]:
@@ -146,9 +147,11 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
         pin = torch.cuda.is_available()
         if isinstance(dataset, StreamedImages):
             rank, processes = state.process_index, state.num_processes
-            yield from dataset.batches(
+            for batch in dataset.batches(
                 start, micro_batch, rank=rank, processes=processes, workers=config.workers, pin_memory=pin
-            )
+            ):
+                batch["seeds"] = ((batch["uniform"].double() + batch["epoch"]) * 2**24).long().tolist()
+                yield batch
 
         def sampler() -> EpochSampler:
             return EpochSampler(
@@ -163,8 +166,10 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
         loader = make_loader(dataset, sampler(), workers=config.workers, pin_memory=pin)
         for keys, batch in zip(sampler(), loader, strict=False):
             epochs, indices = np.array(keys, dtype=np.int64).T
-            # The fourth number: the first three already decide a sample's view, mirroring and crop.
-            batch["uniform"] = torch.from_numpy(uniforms_of(config.seed, epochs, indices, 4)[:, 3]).float()
+            # From the fourth number on: the first three already decide a sample's view, mirroring and crop.
+            drawn = uniforms_of(config.seed, epochs, indices, 5)
+            batch["uniform"] = torch.from_numpy(drawn[:, 3]).float()
+            batch["seeds"] = (drawn[:, 4] * 2.0**53).astype(np.int64).tolist()
             yield batch
 
     return batches

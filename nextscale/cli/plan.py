@@ -20,7 +20,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--gpus", type=int, default=1, help="over how many the batch is divided")
     parser.add_argument("--gpu", type=str, default="h200", help="which: h200, h100, a100, a100-40gb, l40s, rtx4090")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the GPUs' peak that a step reaches")
-    parser.add_argument("--sharded", action="store_true", help="divide weights and states over the GPUs (FSDP)")
+    parser.add_argument(
+        "--sharded",
+        action="store_true",
+        help="as with training.sharding full: weights and states are divided over the GPUs (FSDP)",
+    )
     parser.add_argument("--samples", type=int | None, default=None, help="images of an epoch; ImageNet's, unless given")
     group = parser.add_argument_group("in place of what the file says")
     group.add_argument("--batch-size", type=int | None, default=None)
@@ -59,7 +63,8 @@ def run(arguments: Any) -> None:
         names = ("batch_size", "accumulation", "precision", "gradient_checkpointing")
         changed = {name: arguments[name] for name in names if arguments[name] is not None}
         subject = replace(subject, training=replace(subject.training, **changed))
-        made = plan(subject, arguments.gpus, arguments.sharded)
+        sharded = arguments.sharded or subject.training.sharding == "full"
+        made = plan(subject, arguments.gpus, sharded)
     content = figures(made, subject, GPUS[arguments.gpu], arguments)
     say(report(content))
     if arguments.json is not None:
@@ -110,7 +115,7 @@ def figures(made: Any, subject: Any, gpu: Any, arguments: Any) -> dict[str, Any]
         "config": arguments.config,
         "gpus": gpus,
         "gpu": asdict(gpu),
-        "sharded": arguments.sharded,
+        "sharded": arguments.sharded or config.sharding == "full",
         "precision": config.precision,
         "batch_size": config.batch_size,
         "micro_batch": made.micro_batch,
@@ -150,5 +155,5 @@ def report(content: dict[str, Any]) -> str:
     if "shards" in data:
         rows.append(("", f"kept as tokens {size_text(data['stored_bytes'])} in {data['shards']} shards"))
     if memory["total"] > gpu["memory"]:
-        rows.append(("", "does not fit: more GPUs, accumulation, gradient checkpointing, or --sharded"))
+        rows.append(("", "does not fit: more GPUs, accumulation, gradient checkpointing, or training.sharding full"))
     return pairs(rows)

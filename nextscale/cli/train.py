@@ -17,6 +17,7 @@ HARMLESS = (
     "sample_every",
     "validate_every",
     "keep",
+    "sharding",
 )
 """Entries of ``training`` that a run may change when it is taken up again."""
 
@@ -89,6 +90,7 @@ def train(recipe: Any, prepare: Callable[[Any], None] | None = None) -> None:
         ValueError: the output folder holds a run with another configuration.
         nextscale.core.training.Interrupted: stopped from outside; the state is saved.
     """
+    import torch
     from accelerate import PartialState
 
     from nextscale.cli.console import say
@@ -97,7 +99,8 @@ def train(recipe: Any, prepare: Callable[[Any], None] | None = None) -> None:
 
     folder = Path(recipe.training.output)
     check_same_run(recipe, folder)
-    main = PartialState().is_main_process
+    # Without being told, processes on CPUs do not know of each other.
+    main = PartialState(cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()).is_main_process
     with progress_of(recipe.training, enabled=main) as report:
         hooks = Hooks(progress=report)
         runner = recipe.trainer(load_initial, hooks)
@@ -112,6 +115,7 @@ def train(recipe: Any, prepare: Callable[[Any], None] | None = None) -> None:
         runner.run()
     if main:
         say(f"done: {recipe.finish(runner)}")
+    runner.accelerator.end_training()
 
 
 # --- the configuration beside the run -----------------------------------------------------------------
@@ -147,8 +151,10 @@ def check_same_run(recipe: Any, folder: Path) -> None:
     """
     import yaml
 
+    from nextscale.core.training_state import checkpoints
+
     before = folder / "config.yaml"
-    if not before.is_file() or not any((folder / "checkpoints").glob("step-*.pt")):
+    if not before.is_file() or not checkpoints(folder / "checkpoints"):
         return
     old, new = (_flat(each) for each in (yaml.safe_load(before.read_text("utf-8")), settings(recipe)))
     harmless = {f"training.{name}" for name in HARMLESS}
