@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nextscale.core.random import BatchDraws, Draws, sample_draws
 from nextscale.core.training import Batch, Metrics
 from nextscale.tasks.generation.class_recipe import ClassTraining
 from nextscale.tasks.generation.flowar import SYSTEM, FlowAR
@@ -49,19 +50,19 @@ class FlowARTraining(ClassTraining):
         self.phases: dict[str, nn.Module] = {SYSTEM: model}
 
     def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
-        return self._loss(module, batch, None)
+        return self._loss(module, batch, sample_draws(batch, "flow"))
 
     def evaluate(self, batch: Batch) -> Metrics:
         # The same draws every time, so that figures of two steps compare.
-        loss, metrics = self._loss(self.model, batch, torch.Generator().manual_seed(0))
+        loss, metrics = self._loss(self.model, batch, BatchDraws(torch.Generator().manual_seed(0)))
         return {"loss": loss, **metrics}
 
-    def _loss(self, module: nn.Module, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Metrics]:
+    def _loss(self, module: nn.Module, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         model, schedule = self.model, self.model.config.schedule
-        count = len(batch["label"])
+        count, cpu = len(batch["label"]), torch.device("cpu")
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(model.device)
+            return draws.normal(shape, cpu).to(model.device)
 
         # The frozen autoencoder works in its own precision, outside autocast.
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
@@ -71,7 +72,7 @@ class FlowARTraining(ClassTraining):
             else:
                 posterior = tokenizer.posterior(batch["image"])
             latents = posterior.sample(normal(*posterior.mean.shape)) * tokenizer.config.latent_scale
-        times = torch.rand((count, len(schedule)), generator=generator).to(model.device)
+        times = draws.uniform((count, len(schedule)), cpu).to(model.device)
         noise = normal(count, schedule.length, model.config.channels)
         labels = model.drop_labels(batch["label"], batch["uniform"])
         loss, parts = self.loss_of(module, latents, labels, times, noise)

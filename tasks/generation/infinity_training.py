@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nextscale.core.bitwise import bit_cross_entropy, margins
 from nextscale.core.cross_attention import Packed
+from nextscale.core.random import BatchDraws, Draws, sample_draws, step_draws
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Metrics
 from nextscale.tasks.generation.infinity import SYSTEM, Infinity
@@ -54,15 +55,24 @@ class InfinityLossConfig:
 
 
 def draw_flips(
-    model: Infinity, batch: int, schedule: ScaleSchedule, config: InfinityLossConfig
+    model: Infinity,
+    batch: int,
+    schedule: ScaleSchedule,
+    config: InfinityLossConfig,
+    draws: Draws | None = None,
+    common: torch.Generator | None = None,
 ) -> list[Bool[Tensor, "batch bits height width"]]:
-    """Which bits of the first scales are turned over, as the quantiser takes them."""
-    quantizer = model.tokenizer.quantizer
+    """Which bits of the first scales are turned over, as the quantiser takes them.
+
+    Args:
+        draws: of the bits; ``common``, of the shares, which the batch has in common. None: the global generator.
+    """
+    quantizer, draws = model.tokenizer.quantizer, draws or BatchDraws(None)
     flips = []
     for index in range(min(config.flip_scales, len(schedule))):
-        share = torch.randint(0, round(100 * config.flip_strength) + 1, ()) / 100
+        share = torch.randint(0, round(100 * config.flip_strength) + 1, (), generator=common) / 100
         shape = (batch, quantizer.config.bits, *quantizer.grid(schedule, index))
-        flips.append((torch.rand(shape) < share).to(model.device))
+        flips.append((draws.uniform(shape, torch.device("cpu")) < share).to(model.device))
     return flips
 
 
@@ -190,6 +200,10 @@ class InfinityTraining(TextTraining):
 
     def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         whole = self.schedule(batch["image"])
+        if "flips" not in batch and "seeds" in batch:
+            draws, common = sample_draws(batch, "flips"), step_draws(step, "flips")
+            flips = draw_flips(self.model, len(batch["image"]), whole, self.config, draws, common)
+            batch = {**batch, "flips": flips}
         given = self.teacher_forced(batch, whole)
         logits = module(given.inputs, self.text(batch), given.schedule, self.grid(whole, batch))
         losses = bit_losses(logits, given.tokens, self.config.bits)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from nextscale.core.random import sample_draws, step_draws
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Metrics
 from nextscale.tasks.generation.star import STAR, SYSTEM
@@ -89,12 +90,16 @@ class STARLossConfig:
 
 
 def kept_places(
-    schedule: ScaleSchedule, config: STARLossConfig, permutation: Int[Tensor, " fine"] | None = None
+    schedule: ScaleSchedule,
+    config: STARLossConfig,
+    permutation: Int[Tensor, " fine"] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Int[Tensor, " kept"] | None:
     """Places of the tokens that take part, rising; None: all.
 
     Args:
-        permutation: of the tokens from the scale ``cut_from`` on, of which the first are left out; None: drawn.
+        permutation: of the tokens from the scale ``cut_from`` on, of which the first are left out; None: drawn, by
+            ``generator``.
 
     Raises:
         ValueError: so many cannot be left out of those scales.
@@ -108,7 +113,9 @@ def kept_places(
             f"length {config.length} leaves {dropped} of {schedule.length} tokens out, and from scale "
             f"{config.cut_from} on there are {schedule.length - start}: raise length or lower cut_from"
         )
-    order = torch.randperm(schedule.length - start) if permutation is None else permutation
+    order = permutation
+    if order is None:
+        order = torch.randperm(schedule.length - start, generator=generator)
     keep = torch.ones(schedule.length, dtype=torch.bool)
     keep[start + order[:dropped].cpu()] = False
     return keep.nonzero()[:, 0]
@@ -172,7 +179,8 @@ class STARTraining(_STARTask):
     def loss(self, phase: str, module: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Metrics]:
         schedule = self.model.config.schedule
         tokens, inputs = self.tokens(batch["image"])
-        keep = kept_places(schedule, self.config, batch.get("permutation"))
+        common = step_draws(step, "places") if "seeds" in batch else None
+        keep = kept_places(schedule, self.config, batch.get("permutation"), common)
         fine = schedule.ranges[-1][0]
         if keep is not None:
             keep = keep.to(tokens.device)
@@ -252,6 +260,7 @@ class STARHeadTraining(_STARTask):
     def known(self, batch: Batch, tokens: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
         """Which tokens are shown."""
         ratio, uniform = batch.get("ratio"), batch.get("known_uniform")
-        ratio = torch.rand(len(tokens)) if ratio is None else ratio
-        uniform = torch.rand(tokens.shape) if uniform is None else uniform
+        draws, cpu = sample_draws(batch, "known"), torch.device("cpu")
+        ratio = draws.uniform(tokens.shape[:1], cpu) if ratio is None else ratio
+        uniform = draws.uniform(tokens.shape, cpu) if uniform is None else uniform
         return known_tokens(ratio, uniform).to(tokens.device)

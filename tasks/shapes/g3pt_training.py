@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from nextscale.core.bitwise import bit_cross_entropy, margins
+from nextscale.core.random import sample_draws, step_draws
 from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.generation.infinity_training import token_weights
 from nextscale.tasks.generation.var_training import ProgressiveConfig, Stage, stage_at
@@ -115,7 +116,7 @@ class G3PTTraining(TrainingTask):
         if uniform is None:
             uniform = torch.rand(len(conditions), device=self.model.device)
         shown = conditions.dropped(uniform, config.condition_drop, config.classes)
-        return self._loss(module, batch, shown, self.stage(step), self.config.flip)
+        return self._loss(module, batch, shown, self.stage(step), self.config.flip, step)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Metrics:
@@ -125,10 +126,16 @@ class G3PTTraining(TrainingTask):
         return {"loss": loss, **metrics}
 
     def _loss(
-        self, module: nn.Module, batch: Batch, conditions: ShapeConditions, stage: Stage, flip: float
+        self,
+        module: nn.Module,
+        batch: Batch,
+        conditions: ShapeConditions,
+        stage: Stage,
+        flip: float,
+        step: int = 0,
     ) -> tuple[Tensor, Metrics]:
         schedule = self.model.config.schedule.prefix(stage.scales)
-        bits, inputs = self.teacher_forced(batch, stage.scales, flip)
+        bits, inputs = self.teacher_forced(batch, stage.scales, flip, step)
         logits = module(inputs, conditions, stage.scales)
         losses, right = self.token_losses(logits, bits)
         weights = token_weights(schedule, self.config.reweight).to(losses.device)
@@ -147,7 +154,7 @@ class G3PTTraining(TrainingTask):
 
     @torch.no_grad()
     def teacher_forced(
-        self, batch: Batch, scales: int, flip: float
+        self, batch: Batch, scales: int, flip: float, step: int = 0
     ) -> tuple[Bool[Tensor, "batch length bits"], Tensor]:
         """Bits of the first scales, and what enters at the scales after the first."""
         tokenizer, schedule = self.model.tokenizer, self.model.config.schedule
@@ -155,9 +162,10 @@ class G3PTTraining(TrainingTask):
         # The frozen tokenizer works in its own precision, outside autocast.
         with torch.autocast(self.model.device.type, enabled=False):
             features = tokenizer.features(batch["surface"]) if given is None else given.float()
-            shares = flip * torch.rand(scales)
+            shares = flip * torch.rand(scales, generator=step_draws(step, "flips") if "seeds" in batch else None)
+            draws, bits_each = sample_draws(batch, "flips"), self.model.config.bits
             flips = [
-                (torch.rand(len(features), count, self.model.config.bits) < share).to(features.device)
+                (draws.uniform((len(features), count, bits_each), torch.device("cpu")) < share).to(features.device)
                 for share, count in zip(shares, schedule.lengths[:scales], strict=True)
             ]
             bits, totals = tokenizer.quantizer.encode(features, schedule, scales, flips if flip else ())

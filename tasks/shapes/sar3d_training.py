@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nextscale.core.random import sample_draws
 from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.generation.text import TextFeatures
 from nextscale.tasks.generation.var_training import next_scale_loss
@@ -35,7 +36,7 @@ class SAR3DTraining(TrainingTask):
         drop = batch.get("drop")
         tokens = self.tokens(batch)
         if drop is None:
-            drop = torch.rand(2, len(tokens), device=tokens.device)
+            drop = sample_draws(batch, "conditions").uniform((len(tokens), 2), tokens.device).T
         return self._loss(module, batch, tokens, drop)
 
     def evaluate(self, batch: Batch) -> Metrics:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nextscale.core.processes import mean_over_processes, rows_of_processes
+from nextscale.core.random import step_draws
 from nextscale.core.training import Batch, Metrics, TrainingTask
 from nextscale.tasks.tokenizers.discriminator import PatchDiscriminator
 from nextscale.tasks.tokenizers.image_tokenizer import ImageTokenizer
@@ -148,8 +150,9 @@ class ReconstructionTraining(TrainingTask):
         adversarial = -self.discriminator(prediction).mean()
         self.discriminator.requires_grad_(True)
         last = self.tokenizer.decoder.last_layer
-        wanted = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
-        given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+        terms = (reconstruction, adversarial)
+        found = (torch.autograd.grad(term, last, retain_graph=True)[0] for term in terms)
+        wanted, given = (mean_over_processes(gradient).norm() for gradient in found)
         return adversarial, (wanted / (given + 1e-4)).clamp(max=1e4).detach()
 
 
@@ -160,7 +163,7 @@ class TokenizerTraining(ReconstructionTraining):
         super().__init__(tokenizer, config)
         # Smoothed counts per scale and code: what share of the codebook is in use, and which codes are dead.
         self._usage = torch.zeros(self._usage_rows(), tokenizer.config.quantizer.vocabulary)
-        self._rests: Tensor | None = None
+        self._rests: list[Tensor] = []
 
     def _usage_rows(self) -> int:
         return len(self.tokenizer.config.schedule)
@@ -189,7 +192,7 @@ class TokenizerTraining(ReconstructionTraining):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)  # every process must find the same codes dead
         self._usage = self._usage.to(counts.device).lerp(counts, 1 / max(self.config.dead_after, 1))
-        self._rests = torch.cat([rest.detach() for rest in rests])
+        self._rests = [rest.detach() for rest in rests]
 
     @torch.no_grad()
     def after_step(self, step: int) -> Metrics:
@@ -202,26 +205,23 @@ class TokenizerTraining(ReconstructionTraining):
             metrics = {}
         interval = max(self.config.dead_after // 4, 1)
         trained = self.tokenizer.quantizer.codebook.weight.requires_grad
-        if trained and step % interval == 0 and self._rests is not None:
-            metrics["usage/revived"] = float(self._revive())
+        if trained and step % interval == 0 and self._rests:
+            metrics["usage/revived"] = float(self._revive(step))
         return metrics
 
     def _in_use(self) -> Tensor:
         """bool (scales, codes): drawn at least about once in ``dead_after`` steps."""
         return self._usage >= 0.5 / max(self.config.dead_after, 1)
 
-    def _revive(self) -> int:
-        assert self._rests is not None
+    def _revive(self, step: int) -> int:
+        """The same codes and features in every process, and on any number of them."""
         dead = (~self._in_use().any(0)).nonzero()[:, 0]
-        count = min(len(dead), len(self._rests))
+        rests = torch.cat([rows_of_processes(rest) for rest in self._rests])
+        count, generator = min(len(dead), len(rests)), step_draws(step, "dead codes")
         if count == 0:
             return 0
-        dead = dead[torch.randperm(len(dead))[:count].to(dead.device)]
-        picks = torch.randint(len(self._rests), (count,)).to(self._rests.device)
-        fresh = self._rests[picks]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(dead, 0)
-            torch.distributed.broadcast(fresh, 0)
+        dead = dead[torch.randperm(len(dead), generator=generator)[:count].to(dead.device)]
+        fresh = rests[torch.randint(len(rests), (count,), generator=generator).to(rests.device)]
         codebook = self.tokenizer.quantizer.codebook.weight
         codebook[dead] = fresh.to(codebook.dtype)
         self._usage[:, dead] = 1.0 / len(self._usage)
