@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .blobs import FolderStore, Names, Store
-from .decoding import CENTRE, Planes, decode, image_size, square, to_signed
+from .decoding import CENTRE, Planes, decode, image_size, square, to_signed, to_signed_batch
 from .draws import uniforms
 from .errors import ImageError, ImageSizeError, LabelError, NoImagesError, UnreadableImagesError, listed
 from .shards import NO_LABEL, open_shards
@@ -39,6 +39,7 @@ def open_images(
     resize_ratio: float = 1.125,
     seed: int = 0,
     labels: bool = True,
+    keep: bool = True,
 ) -> "ImageDataset":
     """Open a set of images; what kind it is shows from what is there.
 
@@ -56,7 +57,8 @@ def open_images(
     Pre-processing is VAR's: optional horizontal flip, the shorter side resized to round(resize_ratio * size)
     by Lanczos, a random or central crop, values in [-1, 1]. `resize_ratio` 1.0 samples nothing anew in images
     that are size x size already; 0 turns resizing off, and then every image must be at least size x size.
-    Labels are used where the source has them (`require_labels` insists); `labels=False` ignores them.
+    Labels are used where the source has them (`require_labels` insists); `labels=False` ignores them. `keep`: hold up
+    to CACHE_LIMIT bytes of decoded pixels, where no resize is due, for images that are read more than once.
 
     Raises SourceError, NoImagesError, EmptyClassError, ShardError, LabelError, ImageSizeError (all
     ValueError; each lists all problems of its kind), OSError.
@@ -84,7 +86,7 @@ def open_images(
     if not len(names):
         raise NoImagesError(f"no image in {listed(found.files)}")
     dataset = ImageDataset(
-        store, names, numbers, classes, size=size, crop=crop, flip=flip, resize_ratio=resize_ratio, seed=seed
+        store, names, numbers, classes, size=size, crop=crop, flip=flip, resize_ratio=resize_ratio, seed=seed, keep=keep
     )
     if not resize_ratio:
         dataset.check_sizes()
@@ -115,6 +117,7 @@ class ImageDataset:
         flip: bool,
         resize_ratio: float,
         seed: int,
+        keep: bool = True,
     ) -> None:
         self.size, self.crop, self.flip, self.resize_ratio, self.seed = size, crop, flip, resize_ratio, seed
         self.classes = classes
@@ -123,7 +126,7 @@ class ImageDataset:
         self._reported: set[int] = set()
         self._cache: tuple[np.ndarray, np.ndarray] | None = None
         self._whole: dict[int, Planes] = {}
-        self._room = CACHE_LIMIT
+        self._limit = self._room = CACHE_LIMIT if keep else 0
         self._make_cache()
 
     def __len__(self) -> int:
@@ -204,13 +207,9 @@ class ImageDataset:
             pixels.append(image)
             positions.append(position)
             skipped.extend(passed)
-        if any(image.dtype != np.uint8 for image in pixels):
-            images = np.stack([to_signed(image) for image in pixels])
-        else:
-            images = to_signed(np.stack(pixels))
         labels = np.full(len(keys), -1, np.int64) if self.labels is None else self.labels[positions]
         return {
-            "image": torch.from_numpy(images),
+            "image": torch.from_numpy(to_signed_batch(pixels)),
             "label": torch.from_numpy(labels),
             "index": torch.tensor(positions),
             "name": [self._names[position] for position in positions],
@@ -275,13 +274,13 @@ class ImageDataset:
         Pages are taken from the system only when written, and are shared with data-loading forks.
         """
         wanted = len(self) * (3 * self.size**2 + 1)
-        if self.resize_ratio <= 1 and wanted <= CACHE_LIMIT:
+        if self.resize_ratio <= 1 and wanted <= self._limit:
             pages = np.frombuffer(mmap.mmap(-1, wanted), np.uint8)
             shape = (len(self), 3, self.size, self.size)
             self._cache = pages[len(self) :].reshape(shape), pages[: len(self)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_whole": {}, "_room": CACHE_LIMIT}
+        return {**self.__dict__, "_cache": None, "_whole": {}, "_room": self._limit}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

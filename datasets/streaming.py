@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from .decoding import CENTRE, Planes, decode, square, to_signed
+from .decoding import CENTRE, Planes, decode, square, to_signed_batch
 from .draws import uniforms, uniforms_of
 from .errors import ImageError, LabelError, UnreadableImagesError
 from .images import MAX_UNREADABLE, Key
@@ -220,18 +220,13 @@ class StreamedImages:
         skipped, self._source.reports = tuple(self._source.reports), []
         if not made:
             return {"rows": rows, "skipped": skipped}
-        pixels = [one.pixels for one in made]
-        if any(image.dtype != np.uint8 for image in pixels):
-            images = np.stack([to_signed(image) for image in pixels])
-        else:
-            images = to_signed(np.stack(pixels))
         epochs = np.array([one.epoch for one in made], np.int64)
         planned = np.array([one.sample.planned for one in made], np.int64)
         # The fourth number, as of images that are indexed: the first three decide mirroring and crop.
         drawn = uniforms_of(self._seed, epochs, planned, 4)[:, 3]
         return {
             "rows": rows,
-            "image": torch.from_numpy(images),
+            "image": torch.from_numpy(to_signed_batch([one.pixels for one in made])),
             "label": torch.tensor([one.label for one in made]),
             "index": torch.tensor([one.sample.index for one in made]),
             "epoch": torch.from_numpy(epochs),

@@ -125,7 +125,7 @@ def image_batches(source: str, arguments: Any, size: int | None = None) -> Itera
         yield from NpzImages(source).batches(BATCH, arguments.limit)
         return
     side = arguments.size or size or own_side(source)
-    dataset = open_images(source, size=side, crop="center", resize_ratio=1.0, labels=False)
+    dataset = open_images(source, size=side, crop="center", resize_ratio=1.0, labels=False, keep=False)
     count = min(len(dataset), arguments.limit or len(dataset))
     for start in range(0, count, BATCH):
         yield (dataset.fetch(range(start, min(start + BATCH, count)))["image"] + 1) / 2
