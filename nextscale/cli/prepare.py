@@ -14,6 +14,7 @@ PREPARATIONS: dict[str, str] = {
     "gbuffers": "views of objects with depth, outline, normals and cameras, as SAR3D is trained on",
     "descriptions": "captions, questions and answers about prepared procedural objects, to train describers on",
     "conversations": "questions and answers about images with classes, and requests to draw them, to train VARGPT on",
+    "index": "an index of webdataset shards, here or on a server, to stream them in trainings",
 }
 """What can be prepared, ``nextscale.cli.prepare_<name>``, and its summary."""
 

@@ -114,8 +114,20 @@ def train(recipe: Any, prepare: Callable[[Any], None] | None = None) -> None:
             say(f"training {runner.steps} steps of {recipe.training.batch_size} in {folder}{taken_up}")
         runner.run()
     if main:
+        tell_skipped(folder)
         say(f"done: {recipe.finish(runner)}")
     runner.accelerator.end_training()
+
+
+def tell_skipped(folder: Path) -> None:
+    """Say, at the end of a run, that not all data could be read."""
+    from nextscale.cli.console import note
+    from nextscale.datasets.errors import listed
+
+    listing = folder / "skipped.txt"
+    if listing.is_file():
+        names = list(dict.fromkeys(listing.read_text(encoding="utf-8").splitlines()))
+        note(f"{len(names)} images or shards could not be read, or not whole: {listed(names, 3)}; all are in {listing}")
 
 
 # --- the configuration beside the run -----------------------------------------------------------------

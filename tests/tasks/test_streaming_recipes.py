@@ -97,11 +97,12 @@ def test_pictures_of_a_run_come_from_the_stream(shards: str) -> None:
 
 def test_classes(shards: str, tiny: SimpleNamespace, tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
-    options = {"tokenizer": "x", "depth": 1, "width": 16, "heads": 2}
+    options: dict[str, Any] = {"tokenizer": "x", "depth": 1, "width": 16, "heads": 2}
     data = ImageData(shards, size=8, resize_ratio=1.0)
     training = TrainingConfig(str(tmp_path), epochs=0.4, batch_size=8, log_every=1)
     made = VARRecipe(data=data, classes=5, training=training, **options).trainer(lambda *_: tokenizer)
-    assert isinstance(made.task.model, VAR) and made.task.model.config.classes == 5
+    model = made.task.phases["var"]
+    assert isinstance(model, VAR) and model.config.classes == 5
     made.run()
     assert made.step == 1
     with pytest.raises(ValueError, match="streamed do not say how many classes there are: give classes"):
