@@ -123,14 +123,22 @@ class TokenizerRecipe(AutoencoderRecipe):
 
     Attributes:
         init: tokenizer to start from (a file or folder); its sizes then replace ``autoencoder`` and ``quantizer``.
+        autoencoder_init: tokenizer whose encoder and decoder are started from, with new codes, as for other scales.
     """
 
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    autoencoder_init: str | None = None
 
     def start(self, schedule: ScaleSchedule, load: Load) -> Any:
+        if self.init is not None and self.autoencoder_init is not None:
+            raise ValueError("give init, for a whole tokenizer, or autoencoder_init, for all of it but its codes")
         if self.init is None:
-            return ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
+            tokenizer = ResidualVQ(ResidualVQConfig(self.autoencoder, self.quantizer, schedule))
+            if self.autoencoder_init is not None:
+                source = tokenizer_of(load(self.autoencoder_init))
+                take_autoencoder(tokenizer, source, self.autoencoder_init, convolutions=True)
+            return tokenizer
         # Inside a whole model it is frozen, and a file may hold it in half precision.
         tokenizer = tokenizer_of(load(self.init)).float().requires_grad_(True)
         tokenizer.config = replace(tokenizer.config, schedule=schedule)
@@ -140,20 +148,22 @@ class TokenizerRecipe(AutoencoderRecipe):
         return TokenizerTraining(tokenizer, self.loss)
 
 
-def take_autoencoder(tokenizer: nn.Module, source: nn.Module, name: str) -> None:
+def take_autoencoder(tokenizer: nn.Module, source: nn.Module, name: str, convolutions: bool = False) -> None:
     """Start from another kind of tokenizer: its encoder's and decoder's weights, where names and shapes agree.
 
     Args:
         name: of the source, for the error.
+        convolutions: take those before and after the quantiser too, where both work on the same latents.
 
     Raises:
         ValueError: none agrees.
     """
     own = tokenizer.state_dict()
+    parts = ("encoder.", "decoder.", *(("quant_conv.", "post_quant_conv.") if convolutions else ()))
     fitting = {
         key: value
         for key, value in source.state_dict().items()
-        if key.startswith(("encoder.", "decoder.")) and key in own and own[key].shape == value.shape
+        if key.startswith(parts) and key in own and own[key].shape == value.shape
     }
     if not fitting:
         raise ValueError(

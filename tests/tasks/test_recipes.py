@@ -129,6 +129,27 @@ def test_starting_tokenizer_is_taken_over(images: str, trained: SimpleNamespace,
     assert all(torch.equal(start[k], built[k]) for k in start)
 
 
+def test_the_tokenizer_inside_a_model_is_trained_too(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
+    """There it is frozen, and shipped in half precision."""
+
+    def halved(source: str, tokenizer: Any = None) -> Any:
+        return load(source).to(torch.bfloat16)
+
+    built = tokenizer_recipe(images, tmp_path, init=trained.var).build(halved)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in built.parameters())
+
+
+def test_an_autoencoder_gets_new_codes(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
+    codes = QuantizerConfig(vocabulary=8, channels=4, smoothing=0.0)
+    recipe = replace(tokenizer_recipe(images, tmp_path, autoencoder_init=trained.var), quantizer=codes, scales="4")
+    built, start = recipe.build(load), load(trained.var).tokenizer.state_dict()
+    own = {name: value for name, value in built.state_dict().items() if not name.startswith("quantizer.")}
+    assert all(torch.equal(start[name], value) for name, value in own.items())
+    assert built.quantizer.codebook.weight.shape == (8, 4) and not len(built.quantizer.smoothers)
+    with pytest.raises(ValueError, match="give init, for a whole tokenizer, or autoencoder_init"):
+        replace(recipe, init=trained.var).build(load)
+
+
 def test_a_decoder_alone_keeps_the_tokens(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
     recipe = tokenizer_recipe(images, tmp_path, init=trained.tokenizer, decoder_only=True)
     run = recipe.trainer(load)
