@@ -6,7 +6,7 @@ from typing import Any, Literal
 from .captions import CaptionError, describe, text_side, words_of
 from .shards import LABELS
 from .stream_shards import NO_SIDE, StreamShards
-from .streaming import BUFFER, Made, StreamedImages, View
+from .streaming import BUFFER, StreamedImages, View
 
 
 def open_caption_stream(
@@ -55,10 +55,7 @@ class StreamedCaptions(StreamedImages):
             raise CaptionError("the texts of streamed shards are not known beforehand: name a text_encoder")
         return [words_of(self.template, self.classes or ())]
 
-    def _collated(self, rows: list[int], made: list[Made]) -> dict[str, Any]:
-        batch = super()._collated(rows, made)
-        if not made:
-            return batch
+    def _described(self, batch: dict[str, Any], texts: list[str]) -> dict[str, Any]:
         if self.template is None:
-            return {**batch, "text": [one.sample.text for one in made]}
+            return {**batch, "text": texts}
         return {**batch, "text": describe(batch, self.template, self.classes or ())}

@@ -7,7 +7,6 @@ to the end.
 
 import io
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -90,22 +89,16 @@ def _offset(room: int, share: float) -> int:
     return round(room / 2) if share == CENTRE else int(share * (room + 1))
 
 
-def to_signed(pixels: np.ndarray) -> np.ndarray:
-    """uint8 -> float32 in [-1, 1]; what is float already is kept. Contiguous, of the same shape."""
-    return to_signed_batch([pixels])[0]
-
-
-def to_signed_batch(images: Sequence[np.ndarray]) -> np.ndarray:
-    """The same of several images of one shape: float32 (N, …)."""
-    batch = np.empty((len(images), *images[0].shape), np.float32)
-    for made, pixels in zip(batch, images, strict=True):  # one at a time, while it is in the processor's cache
-        if pixels.dtype == np.uint8:
-            # v / 127.5 is v / 255 * 2 of the official pre-processing to the last bit: 2 is a power of two.
-            np.divide(pixels, np.float32(127.5), out=made)
-            np.subtract(made, np.float32(1), out=made)
-        else:
-            made[...] = pixels
-    return batch
+def to_signed(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 -> float32 in [-1, 1]; what is float already is kept. Contiguous, of the same shape; written into `out`."""
+    made = np.empty(pixels.shape, np.float32) if out is None else out
+    if pixels.dtype == np.uint8:
+        # v / 127.5 is v / 255 * 2 of the official pre-processing to the last bit: 2 is a power of two.
+        np.divide(pixels, np.float32(127.5), out=made)
+        np.subtract(made, np.float32(1), out=made)
+    else:
+        made[...] = pixels
+    return made
 
 
 def _layout(image: Image.Image) -> str:

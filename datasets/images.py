@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .blobs import FolderStore, Names, Store
-from .decoding import CENTRE, Planes, decode, image_size, square, to_signed, to_signed_batch
+from .decoding import CENTRE, Planes, decode, image_size, square, to_signed
 from .draws import uniforms
 from .errors import ImageError, ImageSizeError, LabelError, NoImagesError, UnreadableImagesError, listed
 from .shards import NO_LABEL, open_shards
@@ -196,20 +196,20 @@ class ImageDataset:
         """A batch at once: what `collate` makes of the samples, without a tensor per sample."""
         import torch
 
-        pixels: list[np.ndarray] = []
+        images = np.empty((len(keys), 3, self.size, self.size), np.float32)
         positions: list[int] = []
         skipped: list[str] = []
-        for key in keys:
+        for key, place in zip(keys, images, strict=True):
             epoch, index = map(int, key) if isinstance(key, tuple) else (0, int(key))
             if not 0 <= index < len(self):
                 raise IndexError(f"sample {index} of {len(self)}")
             image, position, passed = self._pixels(epoch, index)
-            pixels.append(image)
+            to_signed(image, place)  # at once, while it is in the processor's cache
             positions.append(position)
             skipped.extend(passed)
         labels = np.full(len(keys), -1, np.int64) if self.labels is None else self.labels[positions]
         return {
-            "image": torch.from_numpy(to_signed_batch(pixels)),
+            "image": torch.from_numpy(images),
             "label": torch.from_numpy(labels),
             "index": torch.tensor(positions),
             "name": [self._names[position] for position in positions],

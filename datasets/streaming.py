@@ -9,14 +9,14 @@ What is broken changes nothing for the rest: in the places of samples that a sha
 shards that follow it in the epoch are seen; in the place of an image that cannot be decoded, the next one of its lane.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from .decoding import CENTRE, Planes, decode, square, to_signed_batch
+from .decoding import CENTRE, Planes, decode, square, to_signed
 from .draws import uniforms, uniforms_of
 from .errors import ImageError, LabelError, UnreadableImagesError
 from .images import MAX_UNREADABLE, Key
@@ -200,40 +200,52 @@ class StreamedImages:
         """Of every batch the rows that lie in the lanes of one worker."""
         lanes: dict[tuple[int, int], Iterator[Made]] = {}
         for batch in count(start):
-            rows: list[int] = []
-            made: list[Made] = []
-            for row in range(micro_batch):
-                epoch, lane, place = plan.locate((batch * micro_batch + row) * processes + rank)
-                if lane // processes % workers != worker:
-                    continue
-                if (epoch, lane) not in lanes:
-                    lanes[epoch, lane] = self._lane(plan, epoch, lane, place)
-                rows.append(row)
-                made.append(next(lanes[epoch, lane]))
-                if place == plan.length(lane) - 1:
-                    del lanes[epoch, lane]
-            yield self._collated(rows, made)
+            located = [plan.locate((batch * micro_batch + row) * processes + rank) for row in range(micro_batch)]
+            rows = [row for row, (_, lane, _) in enumerate(located) if lane // processes % workers == worker]
+            yield self._collated(rows, (self._next(plan, lanes, *located[row]) for row in rows))
 
-    def _collated(self, rows: list[int], made: list[Made]) -> dict[str, Any]:
+    def _next(
+        self, plan: StreamPlan, lanes: dict[tuple[int, int], Iterator[Made]], epoch: int, lane: int, place: int
+    ) -> Made:
+        """The sample of a place, of its lane in `lanes`, which is opened if need be."""
+        if (epoch, lane) not in lanes:
+            lanes[epoch, lane] = self._lane(plan, epoch, lane, place)
+        made = next(lanes[epoch, lane])
+        if place == plan.length(lane) - 1:
+            del lanes[epoch, lane]
+        return made
+
+    def _collated(self, rows: list[int], samples: Iterable[Made]) -> dict[str, Any]:
+        """A batch of as many samples as rows."""
         import torch
 
+        images = np.empty((len(rows), 3, self.size, self.size), np.float32)
+        made = []
+        for place, sample in zip(images, samples, strict=True):
+            to_signed(sample.pixels, place)  # at once, while it is in the processor's cache
+            made.append((sample.epoch, sample.label, sample.sample))
         skipped, self._source.reports = tuple(self._source.reports), []
         if not made:
             return {"rows": rows, "skipped": skipped}
-        epochs = np.array([one.epoch for one in made], np.int64)
-        planned = np.array([one.sample.planned for one in made], np.int64)
+        epochs = np.array([epoch for epoch, _, _ in made], np.int64)
+        planned = np.array([one.planned for _, _, one in made], np.int64)
         # The fourth number, as of images that are indexed: the first three decide mirroring and crop.
         drawn = uniforms_of(self._seed, epochs, planned, 4)[:, 3]
-        return {
+        batch = {
             "rows": rows,
-            "image": torch.from_numpy(to_signed_batch([one.pixels for one in made])),
-            "label": torch.tensor([one.label for one in made]),
-            "index": torch.tensor([one.sample.index for one in made]),
+            "image": torch.from_numpy(images),
+            "label": torch.tensor([label for _, label, _ in made]),
+            "index": torch.tensor([one.index for _, _, one in made]),
             "epoch": torch.from_numpy(epochs),
             "uniform": torch.from_numpy(drawn).float(),
-            "name": [one.sample.name for one in made],
+            "name": [one.name for _, _, one in made],
             "skipped": skipped,
         }
+        return self._described(batch, [one.text for _, _, one in made])
+
+    def _described(self, batch: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+        """The batch with what is made of the texts beside its images."""
+        return batch
 
     # --- one lane ----------------------------------------------------------------------------------------
 
