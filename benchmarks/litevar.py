@@ -2,10 +2,12 @@
 
     python benchmarks/litevar.py var-cifar10 --lite PLAN --classifier FILE --real TEST --out FOLDER
 
-PLAN is a folder that `nextscale calibrate` wrote. Both models draw the same seeds. The plain model is in bfloat16 where
-memory and time are compared. The classifier is a TorchScript file: images in [0, 1] -> (features, logits); without one
-no distances are measured. `--depths` counts attention for models of VAR's shapes at 256 pixels, and measures the memory
-of a whole process of the first, with random weights.
+PLAN is a folder that `nextscale calibrate` wrote. Both models draw the same classes with the same random numbers, used
+so that what is equally probable under both is equally drawn: only then does the difference of two Fréchet distances
+come from the models and not from the draws. Its spread is that of as many pictures taken again from those drawn. The
+plain model is in bfloat16 where memory and time are compared. The classifier is a TorchScript file: images in [0, 1] ->
+(features, logits); without one no distances are measured. `--depths` counts attention for models of VAR's shapes at 256
+pixels, and measures the memory of a whole process of the first, with random weights.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ import nextscale
 from nextscale.core.accounting import nbytes
 from nextscale.core.autoencoder import AutoencoderConfig
 from nextscale.core.checkpoint import write_json
+from nextscale.core.heads import CategoricalEmitter
+from nextscale.core.random import ImageDraws
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.datasets.images import open_images
 from nextscale.evaluation.classifier import load_classifier
-from nextscale.evaluation.distances import frechet_distance
+from nextscale.evaluation.distances import Moments, frechet_distance
 from nextscale.loading import cast
 from nextscale.pictures import comparison_sheet, save_png
 from nextscale.tasks.generation.drawing import class_name
@@ -46,7 +50,9 @@ from nextscale.tasks.generation.litevar_search import best_keys, late_scales, ti
 from nextscale.tasks.generation.var import VARConfig
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256, ResidualVQConfig
 
-SAMPLING = {"top_k": 0, "top_p": 0.96}
+SAMPLING: dict[str, Any] = {"top_k": 0, "top_p": 0.96}
+AGAIN = 50
+"""How often pictures are taken again for the spread."""
 
 
 def arguments() -> argparse.Namespace:
@@ -118,27 +124,54 @@ def compare_resources(plain: Any, lite: Any, options: argparse.Namespace) -> dic
 # --- pictures -----------------------------------------------------------------------------------------
 
 
+class RacingDraws(ImageDraws):
+    """Each symbol runs for an exponential time over its probability, and the first to arrive is drawn.
+
+    The times are the same for both models, so that a symbol changes only where its probability does. Searching one
+    uniform number in the summed probabilities would change it with those of all symbols before it.
+    """
+
+    def categorical(self, probabilities: Tensor) -> Tensor:
+        return (probabilities / self.exponential(probabilities.shape, probabilities.device)).argmax(-1)
+
+
+@torch.inference_mode()
 def features(model: Any, classifier: Any, options: argparse.Namespace) -> Tensor:
     found, size = [], 100
     for start in range(0, options.samples, size):
-        seeds = [options.seed + i for i in range(start, min(start + size, options.samples))]
-        labels = [i % model.config.classes for i in range(start, start + len(seeds))]
-        found.append(classifier(model.generate(labels, len(seeds), seeds, batch_size=size, **SAMPLING))[0])
+        numbers = range(start, min(start + size, options.samples))
+        labels = torch.tensor([i % model.config.classes for i in numbers], device=model.device)
+        draws = RacingDraws([options.seed + i for i in numbers])
+        *_, last = model.steps(labels, draws=draws, emitter=CategoricalEmitter(**SAMPLING))
+        found.append(classifier(model.picture(last.total).cpu())[0])
     return torch.cat(found)
 
 
-def compare_quality(plain: Any, lite: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Fréchet distances to real images, of the same seeds; and of other seeds of the plain model, for its spread."""
-    classifier = load_classifier(options.classifier)
-    real_images = open_images(options.real, size=plain.tokenizer.image_size()[0], crop="center", resize_ratio=1.0)
-    real = torch.cat([classifier(images)[0] for images, _ in batches(real_images, limit=options.limit)])
-    lite.attention_work.clear()
-    drawn = {name: features(model, classifier, options) for name, model in (("plain", plain), ("lite", lite))}
+def difference(drawn: dict[str, Tensor], real: Moments) -> dict[str, Any]:
+    """Fréchet distances to real images, and the spread of their difference over pictures taken again."""
     distances = {name: frechet_distance(each, real) for name, each in drawn.items()}
+    generator, again = torch.Generator().manual_seed(0), list[float]()
+    for _ in range(AGAIN):
+        chosen = torch.randint(len(drawn["plain"]), (len(drawn["plain"]),), generator=generator)
+        plain, lite = (frechet_distance(drawn[name][chosen], real) for name in ("plain", "lite"))
+        again.append((lite - plain) / distances["plain"])
     return {
-        "samples": options.samples,
         "frechet": distances,
         "difference": distances["lite"] / distances["plain"] - 1,
+        "difference_spread": statistics.stdev(again),
+    }
+
+
+def compare_quality(plain: Any, lite: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Fréchet distances to real images, of the same seeds."""
+    classifier = load_classifier(options.classifier)
+    real_images = open_images(options.real, size=plain.tokenizer.image_size()[0], crop="center", resize_ratio=1.0)
+    real = Moments.of(torch.cat([classifier(images)[0] for images, _ in batches(real_images, limit=options.limit)]))
+    lite.attention_work.clear()
+    drawn = {name: features(model, classifier, options) for name, model in (("plain", plain), ("lite", lite))}
+    return {
+        "samples": options.samples,
+        **difference(drawn, real),
         "frechet_between": frechet_distance(drawn["plain"], drawn["lite"]),
     }
 

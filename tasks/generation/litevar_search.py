@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nextscale.core.schedule import ScaleSchedule
-from nextscale.tasks.generation.litevar_windows import ALL, NONE, Window, in_tiles, least_widths, tile_size
+from nextscale.tasks.generation.litevar_windows import ALL, NONE, Window, by_length, in_tiles, least_widths, tile_size
 
 FEW_TOKENS = 16
 """Scales of fewer tokens keep all their keys: there is nothing to save."""
@@ -48,9 +48,8 @@ def tile_attention(
 def best_keys(worth: TileWorth, schedule: ScaleSchedule, share: float, tile: int | None = None) -> TileKeys:
     """The keys that are worth most, when only so much of the scores may be computed.
 
-    One level divides what is kept from what is not, in all blocks, heads and scales: no key is left out that is worth
-    more than another that is kept, and no tile is left without a key. The tiles' rows are filled up to few lengths;
-    that is counted.
+    One level divides what is kept from what is not, in all blocks, heads and scales, and no tile is left without a key.
+    Tiles are computed with few lengths; those that are shorter are filled up with their next best keys.
 
     Args:
         share: of the scores of all keys, those of the small scales included.
@@ -74,7 +73,10 @@ def best_keys(worth: TileWorth, schedule: ScaleSchedule, share: float, tile: int
         keys = {index: _kept(part, least) for index, part in worth.items()}
         done = sum(windowed_scores(schedule, index, part, tile) for index, part in keys.items())
         if done <= budget:
-            return keys
+            return {
+                index: torch.stack([_filled_up(*each) for each in zip(worth[index], keys[index], strict=True)])
+                for index in keys
+            }
         aim *= min(budget / done, 0.995)
     raise ValueError(
         f"{share:.1%} of the scores were to be computed, but the small scales, which keep all their keys, take "
@@ -89,6 +91,17 @@ def _scores(schedule: ScaleSchedule, index: int) -> int:
 def _kept(worth: Tensor, least: float) -> Tensor:
     """Keys that are worth at least so much, and each tile's best."""
     return (worth >= least) | (worth == worth.amax(-1, keepdim=True))
+
+
+def _filled_up(
+    worth: Float[Tensor, "heads tiles keys"], kept: Bool[Tensor, "heads tiles keys"]
+) -> Bool[Tensor, "heads tiles keys"]:
+    """Tiles that are computed with the length of a longer one take their next best keys, which cost nothing more."""
+    flat, result, counts = worth.flatten(0, 1), kept.flatten(0, 1).clone(), kept.flatten(0, 1).sum(1)
+    for members in by_length(counts):
+        best = flat[members].topk(int(counts[members].max()), dim=1).indices
+        result[members] = torch.zeros_like(result[members]).scatter_(1, best, True)
+    return result.view(kept.shape)
 
 
 def windowed_scores(

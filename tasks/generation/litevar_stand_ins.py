@@ -143,7 +143,7 @@ def _eliminate(products: Tensor, attention: Tensor) -> Tensor:
     costs = torch.full_like(attention, torch.inf)
     gone = torch.zeros_like(attention, dtype=torch.bool)
     least, highest = 1 / worth, torch.zeros_like(worth)
-    for _ in range(keys - 1):
+    for turn in range(keys - 1):
         lost = wanted.square() / inverse.diagonal(dim1=1, dim2=2).clamp_min(1e-20)
         lost, key = lost.masked_fill(gone, torch.inf).min(1)
         column = inverse[each, :, key]
@@ -154,7 +154,8 @@ def _eliminate(products: Tensor, attention: Tensor) -> Tensor:
         worth = (worth - lost).clamp_min(1e-12)
         highest = torch.maximum(highest, (1 / worth - least) * size)
         least = 1 / worth
-        costs[each, key] = highest
+        # Of keys that cost the same, those that went first are still the ones to go first.
+        costs[each, key] = highest * (1 + 1e-6 * turn)
     return costs
 
 

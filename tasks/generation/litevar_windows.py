@@ -161,7 +161,7 @@ class Window:
         kept = kept.flatten(0, 1)
         counts = kept.sum(1)
         groups = []
-        for members in _grouped(counts, GROUPS):
+        for members in by_length(counts):
             most = max(int(counts[members].max()), 1)
             keys = (~kept[members]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
             filler = torch.arange(most) >= counts[members][:, None]
@@ -200,7 +200,7 @@ def in_tiles(x: Tensor, tile: int) -> Tensor:
     return F.pad(x, (0, 0, 0, tiles * tile - queries)).view(heads, tiles, tile, keys)
 
 
-def _grouped(counts: Int[Tensor, " tiles"], most: int) -> list[Int[Tensor, " members"]]:
+def by_length(counts: Int[Tensor, " tiles"], most: int = GROUPS) -> list[Int[Tensor, " members"]]:
     """Tiles split by their number of keys into at most ``most`` groups, so that filling up costs least."""
     sizes, inverse, members = counts.unique(return_inverse=True, return_counts=True)
     kinds = len(sizes)
