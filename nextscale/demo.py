@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from nextscale.demo_tasks import SECTIONS, photographs
 from nextscale.pictures import (
     Code,
     Facts,
@@ -31,8 +33,6 @@ from nextscale.tasks.generation.editing import box_mask, edit
 
 TITLE = "Images, scale by scale"
 CLASSES, PER_CLASS = 10, 6
-PHOTOGRAPHS = ("chelsea", "astronaut", "coffee", "rocket", "motorcycle_left", "ihc")
-"""Pictures inside scikit-image's package."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class _Demo:
         return next(iter(draw(self.model, condition, n, seed, batch_size=n, **options)))
 
 
-def make_demo(model: Any, folder: Path, name: str, say: Callable[[str], None]) -> Path:
+def make_demo(model: Any, folder: Path, name: str, say: Callable[[str], None], also: Sequence[str] = ()) -> Path:
     """Draw, edit and reconstruct with a VAR and show it on ``folder/index.html``, every picture also as a file.
 
     A page that an earlier demo has written there is made anew with its pictures; other files are kept.
@@ -77,6 +77,7 @@ def make_demo(model: Any, folder: Path, name: str, say: Callable[[str], None]) -
     Args:
         name: of the model, for the commands on the page.
         say: is told what was done, line by line.
+        also: of :data:`nextscale.demo_tasks.SECTIONS`, what the small models of other tasks do.
 
     Returns:
         The page.
@@ -97,6 +98,7 @@ def make_demo(model: Any, folder: Path, name: str, say: Callable[[str], None]) -
         sections.append(_edits(demo, samples))
     with demo.timed("tokenizer"):
         sections.append(_tokenizer(demo))
+    sections += [SECTIONS[task](folder, demo.overwrite, say) for task in also]
     whole = time.perf_counter() - began
     sections.append(_speed(demo, name, whole))
     schedule, count = model.config.schedule, len(samples.images)
@@ -216,21 +218,13 @@ def _edits(demo: _Demo, samples: Drawn) -> Section:
 
 
 def _photographs(size: int) -> dict[str, Tensor]:
-    """Pictures of scikit-image's package, squared and resized: name -> (3, size, size) in [0, 1]."""
-    import numpy as np
-    import skimage
-
-    folder, found = Path(skimage.__file__).parent / "data", {}
-    for name in PHOTOGRAPHS:
-        path = next((p for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.is_file()), None)
-        if path is None:
-            continue
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+    """Photographs, squared and resized: name -> (3, size, size) in [0, 1]."""
+    found = {}
+    for name, picture in photographs().items():
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         picture = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-        found[name.split("_")[0]] = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        found[name] = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
     return found
 
 

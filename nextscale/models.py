@@ -205,6 +205,10 @@ _MODELS = (
         "flexvar-cifar10", "flexvar", "CIFAR-10 classes, 16 to 48 px and 32 x 64 px", "Apache-2.0 (this library)"
     ),
     NamedModel("car-canny-cifar10", "car", "follows canny edges, on top of var-cifar10", "Apache-2.0 (this library)"),
+    NamedModel("dar-scenes", "dar", "depth of photos, learned from synthetic scenes", "Apache-2.0 (this library)"),
+    NamedModel(
+        "g3pt-objects", "g3pt", "furniture, vessels and tools of a class or a picture", "Apache-2.0 (this library)"
+    ),
     _released(16, 256, "310 M", "3.55"),
     _released(20, 256, "601 M", "2.95"),
     _released(24, 256, "1.0 B", "2.33"),

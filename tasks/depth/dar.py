@@ -84,6 +84,7 @@ TINY = DARConfig(
         up_widths=(48,),
         up_kernels=(2,),
         log_bins=True,
+        norm="group",
     ),
     conv=ConvEncoderConfig((48, 80, 112, 176), outputs=160, features=48),
     image_size=(96, 128),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nextscale.core.cache import GradientCache, KeyValueCache
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.tasks.depth.dar_bins import OrdinalBins, centres
+from nextscale.tasks.depth.dar_necks import GROUPS
 from nextscale.tasks.depth.dar_transformer import DARTransformer, DARTransformerConfig
 
 SCHEDULE = ScaleSchedule.parse("4x5 8x10 12x15 16x20")
@@ -40,6 +41,8 @@ class DARDecoderConfig:
     unread_layers: carry the layers of the published files that nothing reads.
     log_bins: the GRU is told the logarithms of the bins' centres instead of metres. Convolutions over values of up to
         80 saturate its gates, and every step of an optimiser throws them about; at 10 m that matters less.
+    norm: "batch" as published. All scales share one layer's running statistics, though their tokens grow from scale to
+        scale, so the finished model does not see what it saw in training; "group" is the same in both.
     """
 
     transformer: DARTransformerConfig = field(default_factory=DARTransformerConfig)
@@ -53,6 +56,7 @@ class DARDecoderConfig:
     up_kernels: tuple[int, ...] = (2, 2, 2)
     unread_layers: bool = False
     log_bins: bool = False
+    norm: Literal["batch", "group"] = "batch"
 
     def __post_init__(self) -> None:
         if len(self.up_widths) != len(self.up_kernels) or set(self.up_kernels) - {2, 3, 4}:
@@ -157,12 +161,16 @@ def _convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None =
     return F.conv2d(x, weight, bias, padding=cast("tuple[int, int]", layer.padding))
 
 
-def _enlarge(inputs: int, widths: tuple[int, ...], kernels: tuple[int, ...]) -> nn.Sequential:
+def _norm(kind: str, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(GROUPS, width)
+
+
+def _enlarge(inputs: int, widths: tuple[int, ...], kernels: tuple[int, ...], norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width, kernel in zip(widths, kernels, strict=True):
         padding, extra = {2: (0, 0), 3: (1, 1), 4: (1, 0)}[kernel]
         layers.append(nn.ConvTranspose2d(inputs, width, kernel, 2, padding, extra, bias=False))
-        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [_norm(norm, width), nn.ReLU()]
         inputs = width
     return nn.Sequential(*layers)
 
@@ -175,9 +183,9 @@ class DARDecoder(nn.Module):
         self.config, tokens, width = config, config.transformer.token_width, config.width
         self.query_tokens = nn.Parameter(torch.zeros(1, config.schedule.lengths[0], tokens))
         self.transformer = DARTransformer(config.transformer)
-        self.up = _enlarge(tokens, config.up_widths, config.up_kernels)
+        self.up = _enlarge(tokens, config.up_widths, config.up_kernels, config.norm)
         self.project = nn.Sequential(
-            nn.Conv2d(config.up_widths[-1], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(config.up_widths[-1], width, 3, padding=1), _norm(config.norm, width), nn.ReLU()
         )
         features = config.bin_width
         self.bin_features = nn.Sequential(

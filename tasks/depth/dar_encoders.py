@@ -112,8 +112,14 @@ class ConvEncoder(nn.Module):
             )
             for inputs, outputs in pairwise(widths)
         )
-        self.sideways = nn.ModuleList(nn.Conv2d(width, config.features, 1) for width in widths[1:])
-        self.smooth = nn.Conv2d(config.features, config.features, 3, padding=1)
+        # What residual blocks add up has no bound of its own: without norms it grows until the decoder's gates shut.
+        self.sideways = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, config.features, 1))
+            for width in widths[1:]
+        )
+        self.smooth = nn.Sequential(
+            nn.Conv2d(config.features, config.features, 3, padding=1), nn.GroupNorm(GROUPS, config.features), nn.SiLU()
+        )
         self.tokens = nn.Sequential(
             nn.Conv2d(widths[-1], config.outputs, 1), nn.GroupNorm(GROUPS, config.outputs), nn.ReLU()
         )

@@ -14,6 +14,9 @@ from nextscale.demo import TITLE, _photographs
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextscale.demo.PER_CLASS", 2)
     monkeypatch.setattr("nextscale.demo.CLASSES", 3)
+    monkeypatch.setattr("nextscale.demo_tasks.SCENES", 1)
+    monkeypatch.setattr("nextscale.demo_tasks.SHAPES_PER_CLASS", 1)
+    monkeypatch.setattr("nextscale.demo_tasks.SHAPE_GRID", 24)
 
 
 def test_the_page_and_its_pictures(forms: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,18 +37,27 @@ def test_the_page_and_its_pictures(forms: SimpleNamespace, tmp_path: Path, capsy
         "reconstructions",
         "tokens",
         "codes",
+        "depth",
+        "depth-scenes",
+        "shapes",
     ]
     assert names == {f"{name}.png" for name in pictures} | {"forming.webp", "index.html"}
+    assert all(f"<h2 id=\"{task}\">" in page for task in ("depth", "shapes"))
     (out / "mine.txt").write_text("kept")
-    assert main(["demo", "--model", str(forms.folder), "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["demo", "--model", str(forms.folder), "--out", str(out), "--device", "cpu", "--also", "depth"]) == 0
     assert {path.name for path in out.iterdir()} == names | {"mine.txt"}
 
 
 def test_a_page_of_someone_else_is_kept(forms: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<h1>mine</h1>")
-    assert main(["demo", "--model", str(forms.folder), "--out", str(tmp_path)]) == 0
+    assert main(["demo", "--model", str(forms.folder), "--out", str(tmp_path), "--also"]) == 0
     assert (tmp_path / "index.html").read_text() == "<h1>mine</h1>"
     assert TITLE in (tmp_path / "index-0001.html").read_text()
+
+
+def test_an_unknown_task_is_named(forms: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--model", str(forms.folder), "--also", "music"]) == 2
+    assert "--also 'music' is none of depth, shapes" in capsys.readouterr().err
 
 
 def test_photographs_come_with_a_dependency() -> None:

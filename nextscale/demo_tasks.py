@@ -1,0 +1,95 @@
+"""What the small models of other tasks do, as sections of the demo's page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import nextscale
+from nextscale.datasets.scenes import SceneSettings, make_scene
+from nextscale.models import shipped
+from nextscale.pictures import Figure, Section, comparison_sheet, contact_sheet, depth_picture, save_png
+
+PHOTOGRAPHS = ("chelsea", "astronaut", "coffee", "rocket", "motorcycle_left", "ihc")
+"""Pictures inside scikit-image's package."""
+
+SCENES, SCENES_SEED = 4, 1
+SHAPES_PER_CLASS, SHAPE_GRID, SHAPE_PIXELS = 2, 96, 144
+
+
+def photographs(names: tuple[str, ...] = PHOTOGRAPHS) -> dict[str, Image.Image]:
+    """Those of the pictures that the installed scikit-image has, RGB, by name."""
+    import skimage
+
+    folder, found = Path(skimage.__file__).parent / "data", {}
+    for name in names:
+        path = next((p for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.is_file()), None)
+        if path is not None:
+            with Image.open(path) as opened:
+                found[name.split("_")[0]] = opened.convert("RGB")
+    return found
+
+
+def depth_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> Section:
+    """Depth of photographs, and of scenes whose depth is known."""
+    name, began = shipped("model of depth", "dar", "depthart"), time.perf_counter()
+    model = nextscale.load(name)
+    rows = []
+    for title, photograph in photographs(PHOTOGRAPHS[:5]).items():
+        photograph.thumbnail((256, 192))
+        pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1).float() / 255
+        rows.append((title, [photograph, depth_picture(model.predict(pixels).depth)]))
+    photographed = save_png(comparison_sheet(rows, ["photograph", "depth"]), folder / "depth.png", overwrite=overwrite)
+    settings, rows = SceneSettings(seed=SCENES_SEED), []
+    for index in range(SCENES):
+        scene = make_scene(settings, index)
+        found = model.predict(torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255).depth.numpy()
+        known = scene.depth > 0
+        ends = float(scene.depth[known].min()), float(scene.depth[known].max())
+        aligned = (found * np.median(scene.depth[known]) / np.median(found[known])).clip(*ends)
+        coloured = [depth_picture(depth, near=ends[0], far=ends[1]) for depth in (scene.depth, aligned)]
+        rows.append((f"{scene.kind} {index}", [scene.image.transpose(2, 0, 1), *coloured]))
+    sheet = comparison_sheet(rows, ["scene", "true depth", "predicted"])
+    scenes = save_png(sheet, folder / "depth-scenes.png", overwrite=overwrite)
+    say(f"depth: {time.perf_counter() - began:.1f} s")
+    return Section(
+        "Depth",
+        [
+            f"`{name}` learned from synthetic rooms and streets alone; photographs are new ground for it. Red is near, "
+            "blue far.",
+            Figure(scenes, "scenes, their true depth and what was predicted", "Scenes that it never saw."),
+            Figure(photographed, "photographs beside their depth", f"`nextscale depth photograph.jpg`, by `{name}`."),
+        ],
+    )
+
+
+def shape_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> Section:
+    """Two shapes of every class, as meshes and as pictures."""
+    from nextscale.tasks.shapes.viewing import pictures
+
+    name, began = shipped("generator of shapes", "g3pt", "sar3d"), time.perf_counter()
+    model = nextscale.load(name)
+    wanted = [label for label in model.config.class_names for _ in range(SHAPES_PER_CLASS)]
+    shapes = model.generate(wanted, seed=0, batch_size=len(wanted), resolution=SHAPE_GRID)
+    views, titles = [], []
+    for label, shape in zip(wanted, shapes, strict=True):
+        if not shape.empty:
+            views.append(pictures(shape, [30.0], size=SHAPE_PIXELS)[0].transpose(2, 0, 1))
+            titles.append(label)
+    sheet = save_png(contact_sheet(views, 8, titles), folder / "shapes.png", overwrite=overwrite)
+    say(f"shapes: {time.perf_counter() - began:.1f} s")
+    return Section(
+        "Shapes",
+        [
+            f"`{name}` draws sets of tokens at growing levels of detail; what they mean is an occupancy field, meshed.",
+            Figure(sheet, "rendered shapes of every class", "`nextscale shape --class chair`: the first seeds."),
+        ],
+    )
+
+
+SECTIONS = {"depth": depth_section, "shapes": shape_section}
