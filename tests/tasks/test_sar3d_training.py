@@ -185,7 +185,7 @@ def test_prepared_tokens_and_features_are_read(tokenizer: Path, objects: Path, t
     recipe = SAR3DRecipe(str(tokenizer), ObjectData(str(objects)), depth=1, width=16, heads=2, prepared=True,
                          memory_width=8, training=training(tmp_path / "model"))  # fmt: skip
     run = recipe.trainer(load)
-    batch = next(run._batches(0, 2))
+    batch = next(run.batches(0, 2))
     assert batch["tokens"].tolist() == [(np.arange(63) % 16).tolist()] * 2 and len(batch["features"]) == 2
     assert batch["features"].states.lengths == (4, 4)
 
