@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nextscale.core.optim import ExponentialAverage, parameter_groups
 from nextscale.core.random import sample_draws
 from nextscale.core.runlog import Metrics
-from nextscale.core.sharding import is_sharded, replicate, shard, units, whole, without_exchange
+from nextscale.core.sharding import replicate, shard, units, whole, without_exchange
 from nextscale.core.transformer import NextScaleTransformer, StochasticDepth, draw_paths
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ class Phase:
     _call: Any
     _wrapped: nn.Module | None
     _blocks: list[StochasticDepth]
-
-    @property
-    def sharded(self) -> bool:
-        return any(is_sharded(parameter) for parameter in self.module.parameters())
 
     def backward(
         self, accelerator: Accelerator, loss: Loss, batch: Batch, parts: int, number: int
@@ -109,8 +105,8 @@ def prepare(module: nn.Module, config: TrainingConfig, accelerator: Accelerator,
     groups = parameter_groups(module, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=config.betas, fused=fused or None)
     average = ExponentialAverage(module, config.average) if config.average else None
-    blocks = [part for part in module.modules() if isinstance(part, StochasticDepth)]
-    return Phase(module, optimizer, accelerator.prepare_optimizer(optimizer), average, call, wrapped, blocks)
+    dropping = [part for part in module.modules() if isinstance(part, StochasticDepth)]
+    return Phase(module, optimizer, accelerator.prepare_optimizer(optimizer), average, call, wrapped, dropping)
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
