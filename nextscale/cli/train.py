@@ -50,6 +50,10 @@ def run(arguments: Any) -> None:
     recipe = make_recipe(kind, arguments[kind])
     train(recipe)
 
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+
 
 def make_recipe(kind: str, options: Any) -> Any:
     """The recipe of parsed options, with names of models replaced by where they lie."""
@@ -116,7 +120,6 @@ def train(recipe: Any, prepare: Callable[[Any], None] | None = None) -> None:
     if main:
         tell_skipped(folder)
         say(f"done: {recipe.finish(runner)}")
-    runner.accelerator.end_training()
 
 
 def tell_skipped(folder: Path) -> None:
