@@ -17,9 +17,10 @@ from nextscale.core.checkpoint import CheckpointError, write_tensors
 from nextscale.core.distributed_checkpoint import FolderReader
 from nextscale.core.training_state import checkpoints
 
-from ..processes import run_program
+from ..processes import LIMIT, run_program
 from .distributed_runs import Fitting, rows, trainer
 
+pytestmark = pytest.mark.timeout(900)  # seconds where nothing else runs, minutes where much does
 HERE = Path(__file__).resolve().parent
 
 
@@ -127,7 +128,7 @@ def test_a_killed_process_ends_the_run_within_a_minute_and_it_goes_on(runs: tupl
         [*command, str(program), str(HERE), str(tmp_path / "run")],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=3 * LIMIT,
         env=environment,
     )
     ended = time.time()

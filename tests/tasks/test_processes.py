@@ -10,6 +10,8 @@ from nextscale.core.checkpoint import read_folder
 
 from ..processes import run_program
 
+pytestmark = pytest.mark.timeout(900)  # seconds where nothing else runs, minutes where much does
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
