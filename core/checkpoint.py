@@ -52,22 +52,27 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
         os.replace(name, path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        reason = _system_error(error)
+        reason = system_error(error)
         if reason is None:
             raise
         raise OSError(f"{path} could not be written: {reason}. What was there before is unchanged") from error
     return path
 
 
-def _system_error(error: BaseException) -> str | None:
+def system_error(error: BaseException) -> str | None:
     """What the operating system said, if that is behind an error; serialisation libraries wrap it."""
     if not isinstance(error, Exception):
         return None
     link: BaseException | None = error
+    told = None
     while link is not None:
         if isinstance(link, OSError):
-            return link.strerror or str(link)
+            if link.strerror:
+                return link.strerror
+            told = told or str(link)
         link = link.__cause__ or link.__context__
+    if told is not None:
+        return told
     found = re.search(r"([^:]+) \(os error \d+\)", str(error))  # as safetensors words it
     return found.group(1).strip() if found else None
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale.core.checkpoint import CheckpointError, read_tensors, write_tensors
+from nextscale.core.checkpoint import CheckpointError, read_tensors, system_error, write_tensors
 from nextscale.core.processes import Processes
 
 STATE_FILE = "state.pt"
@@ -117,9 +117,9 @@ def _failure(path: Path, error: BaseException) -> OSError:
 
 def _reason(error: BaseException) -> str:
     """What went wrong first; what the library for checkpoints says is a report of all processes."""
-    wrapped = [failed[0] for failed in getattr(error, "failures", {}).values()]
-    system = [failed for failed in (*wrapped, error) if isinstance(failed, OSError)]
-    return (system[0].strerror or str(system[0])) if system else str(wrapped[0] if wrapped else error)
+    wrapped: list[BaseException] = [failed[0] for failed in getattr(error, "failures", {}).values()]
+    told = [system_error(failed) for failed in (*wrapped, error)]
+    return next(filter(None, told), str(wrapped[0] if wrapped else error))
 
 
 class FolderReader:
