@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ SCHEMES = ("http", "https", "ftps", "sftp", "s3", "gs", "hf", "pipe")
 
 _REMOTE = re.compile(rf"({'|'.join(SCHEMES)}):", re.IGNORECASE)
 _CHUNK = 2**20
+_ENDS_WITHIN = 30.0  # seconds
 _WIDS = {"__kind__": "wids-shard-index-v1", "wids_version": 1}
 
 _log = logging.getLogger(__name__)
@@ -241,7 +243,16 @@ class _Rejoined:
         self._head = self._head[len(head) :]
         wanted = size if size < 0 else size - len(head)
         rest: bytes = self._raw.read(wanted) if wanted else b""
+        if wanted and not rest:
+            self._ended()
         return head + rest
+
+    def _ended(self) -> None:
+        """A command closes its output a moment before it ends: only then is it known whether it failed."""
+        if (process := getattr(self._raw, "proc", None)) is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDS_WITHIN)
+            self._raw.check_status()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def test_a_plan_is_made_and_used(
         out, err = capsys.readouterr()
         return err if status else out
 
-    said = typed("calibrate model --out plan --num 3 --batch-size 2 --saving 0.6 --weight-bits 4")
+    said = typed("calibrate model --out plan --num 3 --batch-size 2 --saving 0.6 --weight-bits 4 --share true")
     assert "of 4 bits" in said and "attention saved  6" in said and said.rstrip().endswith("plan")
     typed("generate model --lite plan --num 2 --out drawn")
     assert len(list(Path("drawn").glob("image-*.png"))) == 2
