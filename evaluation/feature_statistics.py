@@ -72,13 +72,47 @@ class FeatureStatistics:
         return path
 
 
+class Rows:
+    """A matrix that grows in place.
+
+    A tensor kept of every batch would cost far more than its own size: each lands in the room that the batch's images
+    leave when they are freed, and the next batch's no longer fit there.
+    """
+
+    def __init__(self) -> None:
+        self._rows: np.ndarray | None = None
+        self._count = 0
+        self._given = False
+
+    def add(self, rows: Tensor) -> None:
+        """Append (B, D)."""
+        values = rows.cpu().numpy()
+        needed = self._count + len(values)
+        if self._rows is None:
+            self._rows = np.empty((max(1024, needed), values.shape[1]), values.dtype)
+        if self._given:  # what was given away must not move
+            self._rows, self._given = self._rows.copy(), False
+        if needed > len(self._rows):
+            self._rows.resize((max(needed, len(self._rows) * 5 // 4), self._rows.shape[1]), refcheck=False)
+        self._rows[self._count : needed] = values
+        self._count = needed
+
+    def matrix(self) -> Tensor | None:
+        """What was added, (N, D); None where nothing was."""
+        if self._rows is None:
+            return None
+        if not self._given:
+            self._rows.resize((self._count, self._rows.shape[1]), refcheck=False)
+            self._given = True
+        return torch.from_numpy(self._rows)
+
+
 class Gathering:
     """Statistics of images that come in batches and are not kept: 50,000 images in Inception's features take 0.6 GB."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._features: list[Tensor] = []
-        self._logits: list[Tensor] = []
+        self._features, self._logits = Rows(), Rows()
         self._moments: Moments | None = None
         self._spatial: Moments | None = None
 
@@ -88,19 +122,19 @@ class Gathering:
         features = made.features.cpu()
         self._moments = self._moments or Moments.empty(features.shape[1])
         self._moments.update(features)
-        self._features.append(features)
+        self._features.add(features)
         if made.spatial is not None:
             self._spatial = self._spatial or Moments.empty(made.spatial.shape[1])
             self._spatial.update(made.spatial.cpu())
         if made.logits is not None:
-            self._logits.append(made.logits.cpu())
+            self._logits.add(made.logits)
 
     def statistics(self) -> FeatureStatistics:
         """Raises ValueError before the first image."""
         if self._moments is None:
             raise ValueError("no images were given; expected at least one batch (B, 3, H, W)")
-        logits = torch.cat(self._logits) if self._logits else None
-        return FeatureStatistics(self.network.identity, self._moments, self._spatial, torch.cat(self._features), logits)
+        features, logits = self._features.matrix(), self._logits.matrix()
+        return FeatureStatistics(self.network.identity, self._moments, self._spatial, features, logits)
 
 
 def statistics_of(
