@@ -42,7 +42,7 @@ def test_the_page_and_its_pictures(forms: SimpleNamespace, tmp_path: Path, capsy
         "shapes",
     ]
     assert names == {f"{name}.png" for name in pictures} | {"forming.webp", "index.html"}
-    assert all(f"<h2 id=\"{task}\">" in page for task in ("depth", "shapes"))
+    assert all(f'<h2 id="{task}">' in page for task in ("depth", "shapes"))
     (out / "mine.txt").write_text("kept")
     assert main(["demo", "--model", str(forms.folder), "--out", str(out), "--device", "cpu", "--also", "depth"]) == 0
     assert {path.name for path in out.iterdir()} == names | {"mine.txt"}
