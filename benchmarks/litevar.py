@@ -136,14 +136,19 @@ class RacingDraws(ImageDraws):
 
 
 @torch.inference_mode()
+def pictures(model: Any, labels: list[int], seeds: list[int]) -> Tensor:
+    """One for each class and seed, (n, 3, height, width) in [0, 1]."""
+    given = torch.tensor(labels, device=model.device)
+    *_, last = model.steps(given, draws=RacingDraws(seeds), emitter=CategoricalEmitter(**SAMPLING))
+    return model.picture(last.total).cpu()
+
+
 def features(model: Any, classifier: Any, options: argparse.Namespace) -> Tensor:
     found, size = [], 100
     for start in range(0, options.samples, size):
         numbers = range(start, min(start + size, options.samples))
-        labels = torch.tensor([i % model.config.classes for i in numbers], device=model.device)
-        draws = RacingDraws([options.seed + i for i in numbers])
-        *_, last = model.steps(labels, draws=draws, emitter=CategoricalEmitter(**SAMPLING))
-        found.append(classifier(model.picture(last.total).cpu())[0])
+        labels, seeds = [i % model.config.classes for i in numbers], [options.seed + i for i in numbers]
+        found.append(classifier(pictures(model, labels, seeds))[0])
     return torch.cat(found)
 
 
@@ -180,7 +185,7 @@ def sheet(plain: Any, lite: Any, out: Path, seed: int) -> None:
     """The same classes and seeds from both."""
     classes, columns = min(plain.config.classes, 10), 6
     labels = [label for label in range(classes) for _ in range(columns)]
-    both = [model.generate(labels, len(labels), seed, **SAMPLING) for model in (plain, lite)]
+    both = [pictures(model, labels, [seed + i for i in range(len(labels))]) for model in (plain, lite)]
     rows = []
     for label in range(classes):
         part = slice(label * columns, (label + 1) * columns)

@@ -247,15 +247,17 @@ class LiteTransformer(NextScaleTransformer):
 
 
 class LiteSession:
-    """A session that tells its transformer how many rows a guidance branch has.
+    """A session that tells its transformer how many rows a guidance branch has, and draws with a plan's temperatures.
 
     What enters at a scale has one row per image, what the network runs one per image and branch.
     """
 
     def __init__(self, session: Session, transformer: LiteTransformer) -> None:
         self._session, self._transformer = session, transformer
+        self._index = 0
 
     def step(self, index: int, inputs: Tensor | None, first: int | None = None) -> Tensor:
+        self._index = index
         share_from = self._transformer.plan.config.share_from
         if inputs is not None and share_from is not None and index >= share_from:
             self._transformer.images = len(inputs)
@@ -265,7 +267,8 @@ class LiteSession:
             self._transformer.images = None
 
     def logits(self, hidden: Tensor, rows: slice) -> Tensor:
-        return self._session.logits(hidden, rows)
+        logits, temperatures = self._session.logits(hidden, rows), self._transformer.plan.config.temperatures
+        return logits if temperatures is None else logits / temperatures[self._index]
 
 
 class PackedModel(nn.Module):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from nextscale.core.schedule import ScaleSchedule
@@ -31,6 +32,10 @@ from nextscale.tasks.generation.litevar_windowing import published_from, windows
 
 ALWAYS_KEPT = ("feed_forward.contract",)
 """Layers whose inputs have the widest range; kept at 16 bits, as published."""
+
+
+TEMPERATURES = tuple(1 + step / 400 for step in range(-40, 61))
+"""To choose among: 0.9 to 1.15."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,8 @@ def calibrate(
         found = windows_for_work(model, runs, plan, scores_left(settings.saving, branches, early), count)
         plan = replace(plan, keys=found.keys, bias=found.bias, offsets=found.offsets)
         measured["attention_kept"] = found.kept
+    if settings.rule != "none" or settings.share:
+        plan = replace(plan, config=replace(plan.config, temperatures=best_temperatures(model, runs, plan)))
     with attention_compressed(model, plan):
         measured["attention_divergence"] = sum(divergences(before, run.log_probabilities())) / tokens
     measured["attention_saved"] = attention_saved(plan, run.branches)
@@ -156,6 +163,19 @@ def calibrate(
 
 
 # --- windows ------------------------------------------------------------------------------------------
+
+
+def best_temperatures(model: Any, runs: Sequence[Run], plan: LitePlan) -> tuple[float, ...]:
+    """For each scale that with which a plan's attention changes least what is drawn from."""
+    found = torch.zeros(len(plan.config.schedule), len(TEMPERATURES), dtype=torch.float64)
+    for run in runs:
+        before = run.log_probabilities()
+        with attention_compressed(model, plan):
+            after = run.log_probabilities()
+        for place, temperature in enumerate(TEMPERATURES):
+            changed = [(part / temperature).log_softmax(-1) for part in after]
+            found[:, place] += run.images * torch.tensor(divergences(before, changed), dtype=torch.float64)
+    return tuple(TEMPERATURES[place] for place in found.argmin(1).tolist())
 
 
 def scores_left(saving: float, branches: int, early: float = 0.0) -> float:

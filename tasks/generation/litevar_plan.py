@@ -39,6 +39,8 @@ class LiteConfig:
         cache_bits: of a stored key or value: 8, or 16 for as computed.
         share_from: the first scale at which guidance branches use the first branch's attention; None: they never do.
         form: what keys outside of a window are.
+        temperatures: by which logits of each scale are divided in drawing; None: by none. Guidance multiplies what the
+            branches differ by, and with it what windows change in them: without this, draws are too sure.
         fingerprint: of the model that was calibrated; None: the plan is for any.
         measured: what calibration found.
         tile: neighbouring queries that share their keys; None: half a row of each map.
@@ -51,6 +53,7 @@ class LiteConfig:
     cache_bits: int = 8
     share_from: int | None = 0
     form: Form = "absent"
+    temperatures: tuple[float, ...] | None = None
     fingerprint: str | None = None
     measured: dict[str, Any] = field(default_factory=dict)
     tile: int | None = None
@@ -64,6 +67,10 @@ class LiteConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {allowed}")
+        if self.temperatures is not None and (
+            len(self.temperatures) != len(self.schedule) or min(self.temperatures) <= 0
+        ):
+            raise ValueError(f"temperatures {self.temperatures} are not one above 0 for each of '{self.schedule}'")
         if wrong := [f"{name}: {bits}" for name, bits in self.precision.items() if bits not in (4, 8, 16)]:
             raise ValueError(f"{wrong[0]} bits; weights take 4, 8 or 16")
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from nextscale.core.cache import GradientCache
 from nextscale.core.heads import CategoricalEmitter
 from nextscale.core.rotary import rotate
 from nextscale.core.sampling import Emission, ScaleContext, Session
@@ -132,15 +133,62 @@ class Run:
                 with suppress(_EnoughSeen):
                     session.step(*step)
 
+    def log_gradients(
+        self, model: Any, see: Callable[[int, int, SelfAttention, Tensor], None], generator: torch.Generator
+    ) -> None:
+        """Show the gradients of the log-probability of symbols drawn anew, in what attention gives.
+
+        Args:
+            see: called with block, scale, the attention, and (rows, positions, width).
+            generator: on the CPU, of the symbols.
+        """
+        assert self.begin is not None
+        transformer = find_transformer(model)
+        given, places, likely = list[Tensor](), list[tuple[int, int, SelfAttention]](), list[Tensor]()
+
+        def hook(layer: int) -> Callable[..., Tensor]:
+            def seen(attention: SelfAttention, inputs: Any, output: Tensor) -> Tensor:
+                output = output if output.requires_grad else output.requires_grad_()
+                given.append(output)
+                places.append((layer, len(likely), attention))
+                return output
+
+            return seen
+
+        handles = [block.attention.register_forward_hook(hook(n)) for n, block in enumerate(transformer.blocks)]
+        # Shadows the class's method: an allocation that is written over has no gradients.
+        transformer.allocate_cache = lambda *sizes: GradientCache(len(transformer.blocks))  # type: ignore[method-assign]
+        try:
+            with torch.enable_grad():
+                session = self.begin()
+                for (index, inputs, first), weights in zip(self.steps, self.weights, strict=True):
+                    hidden = session.step(index, _anew(inputs), first)
+                    logits = _guided(session.logits(hidden, slice(None)), weights)
+                    chances = logits.detach().softmax(-1).flatten(0, 1).cpu()
+                    symbols = torch.multinomial(chances, 1, generator=generator).view(*logits.shape[:2], 1)
+                    likely.append(logits.gather(-1, symbols.to(logits.device)).sum())
+                gradients = torch.autograd.grad(sum(likely, torch.zeros((), device=logits.device)), given)
+        finally:
+            del transformer.allocate_cache
+            for handle in handles:
+                handle.remove()
+        for place, gradient in zip(places, gradients, strict=True):
+            see(*place, gradient)
+
     @torch.inference_mode()
     def log_probabilities(self) -> list[Float[Tensor, "images tokens symbols"]]:
         """What would be drawn from at every step, were all before as it was: of the model as it now is."""
         assert self.begin is not None
         session, result = self.begin(), []
         for step, weights in zip(self.steps, self.weights, strict=True):
-            logits = session.logits(session.step(*step), slice(None)).float().chunk(len(weights))
-            result.append(sum(w * part for w, part in zip(weights, logits, strict=True)).log_softmax(-1))  # type: ignore[union-attr]
+            result.append(_guided(session.logits(session.step(*step), slice(None)), weights))
         return result
+
+
+def _guided(logits: Tensor, weights: Sequence[float]) -> Float[Tensor, "images tokens symbols"]:
+    """Log-probabilities of the branches' weighted sum."""
+    parts = logits.float().chunk(len(weights))
+    return sum(w * part for w, part in zip(weights, parts, strict=True)).log_softmax(-1)  # type: ignore[union-attr]
 
 
 def divergences(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float]:
@@ -173,6 +221,10 @@ class _RecordingEmitter(CategoricalEmitter):
         return super().emit(context)
 
 
+def _anew(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 @torch.inference_mode()
 def draw_recorded(model: Any, count: int, seed: int) -> Run:
     """Draw pictures of random classes, recording all that is needed to run the batch again.
@@ -186,7 +238,8 @@ def draw_recorded(model: Any, count: int, seed: int) -> Run:
     original = model.start
 
     def start(*arguments: Any, **options: Any) -> Session:
-        run.begin = lambda: cast(Session, model.start(*arguments, **options))
+        # Anew each time: what was made without gradients may not be used with them.
+        run.begin = lambda: cast(Session, model.start(*(_anew(each) for each in arguments), **options))
         return _RecordingSession(original(*arguments, **options), run)
 
     draws = model.draws(range(seed, seed + count))

@@ -5,14 +5,17 @@ out not at all, it takes o' = sum_j w_j a_j v_j / sum_j w_j a_j instead, so that
 
     o' - o = sum_j w_j u_j / sum_j w_j a_j    with    u_j = a_j (v_j - o).
 
-What reaches the rest of the model is W (o' - o), W the head's part of the output projection. Its square, averaged over
-pictures, is w^T G w with G_jk = E[u_j^T W^T W u_k], where w counts so that w^T E[a] = 1: a quadratic function, of which
-both are found. Keys are left out one after another, each time the one without which the least that the others can come
-to is least, as in the Optimal Brain Surgeon (Hassibi and Stork 1993); then the others' w are those that come to it.
+That changes what is drawn from by half (o' - o)^T F (o' - o) nats, to second order, F the Fisher information: the mean
+outer product of the gradients, in o, of the log-probabilities of symbols that the model draws. Branches of guidance are
+taken together, o of all of them in one, since it is their difference that guidance multiplies. Averaged over pictures
+this is w^T G w with G_jk = E[u_j^T F u_k], where w counts so that w^T E[a] = 1: a quadratic function, of which both are
+found. Keys are left out one after another, each time the one without which the least that the others can come to is
+least, as in the Optimal Brain Surgeon (Hassibi and Stork 1993); then the others' w are those that come to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +41,12 @@ class Effects:
     Attributes:
         products: G, summed over the queries of each tile.
         attention: to each key, summed over the queries of each tile.
-        rows: number of pictures and branches added up.
+        images: number of pictures added up.
     """
 
     products: Float[Tensor, "heads tiles keys keys"]
     attention: Float[Tensor, "heads tiles keys"]
-    rows: int = 0
+    images: int = 0
 
     @classmethod
     def none(cls, heads: int, queries: int, keys: int, tile: int, device: torch.device) -> Effects:
@@ -57,45 +60,54 @@ class Effects:
         attention: Float[Tensor, "rows heads queries keys"],
         value: Float[Tensor, "rows heads keys size"],
         output: Float[Tensor, "rows heads queries size"],
-        metric: Float[Tensor, "heads size size"],
+        information: Float[Tensor, "heads branches branches size size"],
         tile: int,
     ) -> None:
-        """Add pictures.
+        """Add pictures, branch by branch.
 
         Args:
             output: attention times value.
-            metric: W^T W of each head.
+            information: F of each head, and of each pair of branches.
         """
-        self.rows += len(attention)
-        heads = attention.shape[1]
+        heads, branches = information.shape[:2]
+        self.images += len(attention) // branches
+        self.attention += sum(in_tiles(each, tile).sum(2) for each in attention) / branches
         step = max(1, NUMBERS // self.products[0].numel())
         for start in range(0, heads, step):
             part = slice(start, start + step)
-            self._add(part, attention[:, part], value[:, part], output[:, part], metric[part], tile)
+            parts = (t.chunk(branches) for t in (attention[:, part], value[:, part], output[:, part]))
+            given = list(zip(*parts, strict=True))
+            for b, one in enumerate(given):
+                for c, other in enumerate(given[: b + 1]):
+                    found = _products(one, other, information[part, b, c], tile)
+                    self.products[part] += found if b == c else found + found.mT
 
-    def _add(self, part: slice, a: Tensor, v: Tensor, o: Tensor, metric: Tensor, tile: int) -> None:
-        """Of some heads, without the vectors u: a_j a_k (v_j - o)^T M (v_k - o), multiplied out."""
-        seen = v @ metric
-        own = ((o @ metric) * o).sum(-1, keepdim=True)
-        tiles = [_rows_in_tiles(t, tile) for t in (a, a * (o @ seen.mT - own / 2))]
-        self.attention[part] += tiles[0].sum((0, 3))
-        # Pictures are added up by the product itself, (heads, tiles, keys, rows x tile) by its transpose.
-        along = [t.permute(1, 2, 4, 0, 3).flatten(3) for t in tiles]
-        cross = along[0] @ along[1].mT
-        products = self.products[part].sub_(cross).sub_(cross.mT)
-        for weights, similar in zip(tiles[0], seen @ v.mT, strict=True):
-            products.addcmul_(weights.mT @ weights, similar[:, None])
+
+def _products(
+    one: Sequence[Tensor], other: Sequence[Tensor], information: Float[Tensor, "heads size size"], tile: int
+) -> Float[Tensor, "heads tiles keys keys"]:
+    """Of a pair of branches, without the vectors u: a_j b_k (v_j - o)^T F (w_k - p), multiplied out.
+
+    Args:
+        one, other: attention, values and output, (images, heads, ...).
+    """
+    (a, v, o), (b, w, p) = one, other
+    seen, taken = v @ information, o @ information
+    own = (taken * p).sum(-1, keepdim=True) / 2
+    left, right = (_rows_in_tiles(t, tile) for t in (a, b))
+    mixed_left = _rows_in_tiles(a * (p @ seen.mT - own), tile)
+    mixed_right = _rows_in_tiles(b * (taken @ w.mT - own), tile)
+    # Pictures are added up by the product itself, (heads, tiles, keys, rows x tile) by its transpose.
+    along = [t.permute(1, 2, 4, 0, 3).flatten(3) for t in (left, right, mixed_left, mixed_right)]
+    products = (along[2] @ along[1].mT).add_(along[0] @ along[3].mT).neg_()
+    for first, second, similar in zip(left, right, seen @ w.mT, strict=True):
+        products.addcmul_(first.mT @ second, similar[:, None])
+    return products
 
 
 def _rows_in_tiles(x: Float[Tensor, "rows heads queries keys"], tile: int) -> Tensor:
     """(rows, heads, tiles, tile, keys), filled up with zeros."""
     return in_tiles(x.flatten(0, 1), tile).unflatten(0, x.shape[:2])
-
-
-def metric_of(weight: Float[Tensor, "width inputs"], heads: int) -> Float[Tensor, "heads size size"]:
-    """W^T W of each head's part of an output projection."""
-    parts = weight.float().unflatten(1, (heads, -1)).transpose(0, 1)
-    return parts.mT @ parts
 
 
 def elimination_costs(effects: Effects) -> Float[Tensor, "heads tiles keys"]:
@@ -105,7 +117,7 @@ def elimination_costs(effects: Effects) -> Float[Tensor, "heads tiles keys"]:
     """
     products, attention = _flat(effects)
     parts = [_eliminate(g, a) for g, a in zip(*_split(products, attention), strict=True)]
-    return torch.cat(parts).view(effects.attention.shape).div_(max(effects.rows, 1))
+    return torch.cat(parts).view(effects.attention.shape).div_(max(effects.images, 1))
 
 
 def stand_in_weights(effects: Effects, kept: Bool[Tensor, "heads tiles keys"]) -> Float[Tensor, "heads tiles keys"]:

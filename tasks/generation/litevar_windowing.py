@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from nextscale.core.transformer import SelfAttention
 from nextscale.tasks.generation.litevar import LitePlan, attention_compressed, find_transformer
 from nextscale.tasks.generation.litevar_attention import lite_attention
 from nextscale.tasks.generation.litevar_cache import Vectors
@@ -23,11 +24,15 @@ from nextscale.tasks.generation.litevar_search import (
     late_scales,
     published_windows,
 )
-from nextscale.tasks.generation.litevar_stand_ins import Effects, elimination_costs, metric_of, stand_in_weights
+from nextscale.tasks.generation.litevar_stand_ins import Effects, elimination_costs, stand_in_weights
 from nextscale.tasks.generation.litevar_windows import Window, tile_size
 
 PUBLISHED_FLOOR = 0.003
 """Attention below this, averaged over pictures, counts as none in the published search."""
+
+
+LITTLE = 0.02
+"""Of the Fisher information, the share of its mean that is added in all directions."""
 
 
 def published_from(
@@ -81,13 +86,14 @@ def windows_for_work(
     """
     schedule, tile = plan.config.schedule, plan.config.tile
     late, blocks = late_scales(schedule), range(len(find_transformer(model).blocks))
+    information = fisher_information(model, runs)
     costs, attention, outputs = ({index: list[Tensor]() for index in late} for _ in range(3))
     for block in blocks:
-        found, before = _effects(model, runs, block, plan)
+        found, before = _effects(model, runs, block, plan, information)
         for index, effects in found.items():
             # What a score is worth, wherever it is: a key of a larger tile costs more of them.
             costs[index].append((elimination_costs(effects) / tile_size(schedule, index, tile)).cpu())
-            attention[index].append(effects.attention.cpu() / effects.rows)
+            attention[index].append(effects.attention.cpu() / effects.images)
             outputs[index].append(before[index])
         progress()
     keys = best_keys({index: torch.stack(each) for index, each in costs.items()}, schedule, share, tile)
@@ -95,7 +101,7 @@ def windows_for_work(
     with attention_compressed(model, replace(plan, config=replace(plan.config, cache_bits=16))) as plans:
         for block in blocks:
             windows: dict[int, Window] = {}
-            for index, effects in _effects(model, runs, block, plan)[0].items():
+            for index, effects in _effects(model, runs, block, plan, information)[0].items():
                 kept = keys[index][block]
                 counted = stand_in_weights(effects, kept.to(effects.attention.device)).cpu()
                 bias[index].append(torch.where(kept, counted.log(), 0).half())
@@ -116,8 +122,39 @@ def windows_for_work(
     )
 
 
+Information = dict[tuple[int, int], Float[Tensor, "heads branches branches size size"]]
+"""Of a block and a late scale, what :class:`nextscale.tasks.generation.litevar_stand_ins.Effects` weighs with."""
+
+
+def fisher_information(model: Any, runs: Sequence[Run]) -> Information:
+    """The Fisher information of symbols that a model draws, in what its heads take before the output projection.
+
+    It is averaged over the queries of a scale, with a little of the same in all directions, for those that few
+    pictures do not tell of.
+    """
+    late, found, heads = late_scales(model.config.schedule), Information(), find_transformer(model).config.heads
+    branches, images = runs[0].branches, sum(run.images for run in runs)
+
+    def see(layer: int, index: int, attention: SelfAttention, gradient: Tensor) -> None:
+        if index not in late:
+            return
+        parts = (gradient.float() @ attention.projection.weight.float()).unflatten(-1, (heads, -1))
+        joined = parts.unflatten(0, (branches, -1)).permute(3, 1, 2, 0, 4).flatten(3).flatten(1, 2)
+        share = joined.mT @ joined / (images * gradient.shape[1])
+        found[layer, index] = found[layer, index] + share if (layer, index) in found else share
+
+    generator = torch.Generator().manual_seed(0)
+    for run in runs:
+        run.log_gradients(model, see, generator)
+    for place, value in found.items():
+        even = LITTLE * value.diagonal(dim1=1, dim2=2).mean(1)
+        value = value + torch.diag_embed(even[:, None].expand(-1, value.shape[1]))
+        found[place] = value.detach().unflatten(2, (branches, -1)).unflatten(1, (branches, -1)).transpose(2, 3)
+    return found
+
+
 def _effects(
-    model: Any, runs: Sequence[Run], block: int, plan: LitePlan
+    model: Any, runs: Sequence[Run], block: int, plan: LitePlan, information: Information
 ) -> tuple[dict[int, Effects], dict[int, Tensor]]:
     """Of one block, as the model now is, for each late scale; and what its heads take, (heads, queries, size), averaged
     over pictures and branches."""
@@ -140,8 +177,7 @@ def _effects(
         if seen.shared is not None:
             weights = weights[: seen.shared].repeat(rows // seen.shared, 1, 1, 1)
             output = weights @ value
-        metric = metric_of(seen.attention.projection.weight, heads)
-        found[seen.index].add(weights, value, output, metric, tile)
+        found[seen.index].add(weights, value, output, information[seen.layer, seen.index], tile)
 
     for run in runs:
         run.watch(model, see, plan.config.share_from, block)

@@ -11,7 +11,7 @@ from nextscale.tasks.generation import litevar_attention
 from nextscale.tasks.generation.litevar_attention import Work, lite_attention
 from nextscale.tasks.generation.litevar_cache import LiteCache, Vectors
 from nextscale.tasks.generation.litevar_search import banded_keys, published_widths
-from nextscale.tasks.generation.litevar_stand_ins import Effects, elimination_costs, metric_of, stand_in_weights
+from nextscale.tasks.generation.litevar_stand_ins import Effects, elimination_costs, stand_in_weights
 from nextscale.tasks.generation.litevar_windows import ALL, NONE, Window, band, in_tiles
 from nextscale.tasks.tokenizers.residual_vq import SCHEDULE_256
 
@@ -118,21 +118,28 @@ def test_keys_that_count_more_and_what_is_added() -> None:
 
 
 @pytest.mark.parametrize("tile", [1, 3])
-def test_stand_ins_against_the_vectors_themselves(tile: int) -> None:
+@pytest.mark.parametrize("branches", [1, 2])
+def test_stand_ins_against_the_vectors_themselves(tile: int, branches: int) -> None:
     """G from its definition; then keys that repeat others go first, for nothing, and the others count for them."""
-    rows, queries, keys = 12, 5, 7
+    images, queries, keys = 12, 5, 7
+    rows = images * branches
     attention, value = torch.rand(rows, HEADS, queries, keys).softmax(-1), torch.randn(rows, HEADS, keys, SIZE)
     attention[..., 6], value[:, :, 6] = attention[..., 2], value[:, :, 2]
     attention /= attention.sum(-1, keepdim=True)
-    output, weight = attention @ value, torch.randn(16, HEADS * SIZE)
+    output, gradients = attention @ value, torch.randn(HEADS, 40, branches * SIZE)
+    information = (gradients.mT @ gradients / 40).unflatten(2, (branches, SIZE)).unflatten(1, (branches, SIZE))
+    information = information.transpose(2, 3)
     effects = Effects.none(HEADS, queries, keys, tile, torch.device("cpu"))
-    for part in (slice(0, 5), slice(5, rows)):
-        effects.add(attention[part], value[part], output[part], metric_of(weight, HEADS), tile)
+    for some in (torch.arange(5), torch.arange(5, images)):
+        part = torch.cat([some + b * images for b in range(branches)])
+        effects.add(attention[part], value[part], output[part], information, tile)
     vectors = attention[..., None] * (value[:, :, None] - output[:, :, :, None])
-    reached = torch.einsum("rhqkd,chd->rhqkc", vectors, weight.view(16, HEADS, SIZE))
+    joined = torch.cat(vectors.chunk(branches), dim=-1)
+    reached = torch.einsum("rhqkd,hcd->rhqkc", joined, gradients / 40**0.5)
     expected = torch.einsum("rhqjc,rhqkc->hqjk", reached, reached).flatten(2)
     expected = in_tiles(expected, tile).sum(2).unflatten(2, (keys, keys))
     torch.testing.assert_close(effects.products, expected, rtol=1e-4, atol=1e-3)
+    assert effects.images == images and effects.attention.sum().item() == pytest.approx(images * HEADS * queries)
     costs = elimination_costs(effects)
     assert (costs.isinf().sum(-1) == 1).all()
     cheapest = costs.argmin(-1)
