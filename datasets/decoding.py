@@ -76,10 +76,30 @@ def square(planes: Planes, size: int, *, ratio: float, flip: bool, across: float
     left, top = _offset(width - size, across), _offset(height - size, down)
     if (width, height) != (size, size):
         planes = tuple(plane.crop((left, top, left + size, top + size)) for plane in planes)
+    return _pixels(planes)
+
+
+def covering(planes: Planes, height: int, width: int) -> np.ndarray:
+    """Resize by Lanczos until a size is covered, and cut out its centre: (3, height, width), values as of `square`.
+
+    As Infinity's training takes its images: a side that is longer than needed is truncated, and the centre too.
+    """
+    across, down = planes[0].size
+    wide = across * height > width * down
+    wanted = (int(across / down * height), height) if wide else (width, int(width / (across / down)))
+    wanted = (max(wanted[0], width), max(wanted[1], height))  # rounding down may have missed a pixel
+    if wanted != (across, down):
+        planes = tuple(plane.resize(wanted, Image.Resampling.LANCZOS) for plane in planes)
+    left, top = (wanted[0] - width) // 2, (wanted[1] - height) // 2
+    return _pixels(tuple(plane.crop((left, top, left + width, top + height)) for plane in planes))
+
+
+def _pixels(planes: Planes) -> np.ndarray:
+    """(3, height, width): uint8 of 8-bit images, else float32 in [-1, 1]."""
     if planes[0].mode == "RGB":
         return np.asarray(planes[0]).transpose(2, 0, 1)
     stacked = np.stack([np.asarray(plane) for plane in planes]).clip(0, 1) * np.float32(2) - np.float32(1)
-    return np.broadcast_to(stacked, (3, size, size))
+    return np.broadcast_to(stacked, (3, *stacked.shape[1:]))
 
 
 CENTRE = -1.0

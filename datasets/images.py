@@ -3,7 +3,9 @@
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +49,7 @@ def open_images(
     - a folder of images, also in sub-folders beside images at the top (no labels);
     - a folder of class folders: the class is the folder's place in sorted order (ImageNet: point at
     ROOT/train);
+    - lists of images, an object of JSON in each line (.jsonl; `nextscale.datasets.caption_lists`), no labels;
     - webdataset shards (.tar, .tar.gz, .tgz) or parquet files: a folder of them, a file, a pattern with
     `{0000..0004}`
       or `*`, or a list. A sample of a tar is KEY.jpg|jpeg|png|webp with KEY.cls (text) or KEY.json (`label`
@@ -224,22 +227,9 @@ class ImageDataset:
             flip = self.flip and drawn[0] < 0.5
             if self.crop == "random":
                 across, down = drawn[1:]
-        skipped: list[str] = []
-        position = index
-        for _ in range(min(MAX_UNREADABLE, len(self))):
-            try:
-                return self._square(position, flip, across, down), position, tuple(skipped)
-            except ImageError as error:
-                reason = error
-                if position not in self._reported:
-                    self._reported.add(position)
-                    _log.warning("passed over %s: it %s", self._names[position], error)
-                skipped.append(self._names[position])
-                position = (position + 1) % len(self)
-        raise UnreadableImagesError(
-            f"{len(skipped)} samples in a row cannot be read: {listed(skipped)} (the last one {reason}). "
-            "Check that the files are images and were copied whole."
-        )
+        candidates = ((index + step) % len(self) for step in range(len(self)))
+        view = partial(self._square, flip=flip, across=across, down=down)
+        return first_readable(candidates, view, self.name, self._reported)
 
     def _square(self, position: int, flip: bool, across: float, down: float) -> np.ndarray:
         if self._cache is not None:
@@ -285,6 +275,31 @@ class ImageDataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._make_cache()
+
+
+def first_readable(
+    candidates: Iterable[int], read: Callable[[int], np.ndarray], name: Callable[[int], str], reported: set[int]
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """Pixels of the first sample that can be read, its number, and the names of those passed over.
+
+    `reported`: samples that have been complained about; those passed over are added.
+
+    Raises UnreadableImagesError after MAX_UNREADABLE.
+    """
+    skipped: list[str] = []
+    for position in islice(candidates, MAX_UNREADABLE):
+        try:
+            return read(position), position, tuple(skipped)
+        except ImageError as error:
+            reason = error
+            if position not in reported:
+                reported.add(position)
+                _log.warning("passed over %s: it %s", name(position), error)
+            skipped.append(name(position))
+    raise UnreadableImagesError(
+        f"{len(skipped)} samples in a row cannot be read: {listed(skipped)} (the last one {reason}). "
+        "Check that the files are images and were copied whole."
+    )
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

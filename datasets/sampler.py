@@ -17,6 +17,9 @@ class EpochSampler:
     rank walks its share in steps of `batch_size`, and data shorter than half a global batch is repeated once
     only, so that its batches stay short.
 
+    `groups`, a number for each sample: all samples of one global batch are of the same group, whose last batch is
+    filled from the group's own first samples; the order of batches is drawn too. It goes with `fill_last` only.
+
     `start_epoch`, `start_batch`: where to begin; the batches from there on are those an unbroken run would
     have given. `start_batch` counts this rank's batches and may exceed an epoch. Iterating twice begins at
     the start twice.
@@ -33,6 +36,7 @@ class EpochSampler:
         shuffle: bool = True,
         fill_last: bool = True,
         contiguous: bool = False,
+        groups: np.ndarray | None = None,
         start_epoch: int = 0,
         start_batch: int = 0,
     ) -> None:
@@ -46,8 +50,14 @@ class EpochSampler:
             raise ValueError(f"start_epoch {start_epoch} and start_batch {start_batch} must not be negative")
         self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
         self.seed, self.shuffle, self.fill_last = seed, shuffle, fill_last
-        group = batch_size * world_size
-        missing = -length % group if fill_last else 0
+        if groups is not None and (len(groups) != length or contiguous or not fill_last):
+            raise ValueError(f"groups are {len(groups)} numbers, expected {length}, with fill_last and not contiguous")
+        self._groups, group = groups, batch_size * world_size
+        self._global_batch = group
+        if groups is None:
+            missing = -length % group if fill_last else 0
+        else:
+            missing = int((-np.unique(groups, return_counts=True)[1] % group).sum())
         self._filled = length + (min(missing, length) if contiguous else missing)
         if contiguous:
             bounds = torch.linspace(0, self._filled, world_size + 1, dtype=torch.int).tolist()
@@ -67,11 +77,16 @@ class EpochSampler:
         """An epoch of all ranks: int64 indices, filled."""
         import torch
 
+        generator = torch.Generator().manual_seed(epoch + self.seed)
+        order = torch.randperm(self.length, generator=generator).numpy() if self.shuffle else np.arange(self.length)
+        if self._groups is None:
+            return np.resize(order, self._filled)  # repeated from its beginning
+        size, kinds = self._global_batch, self._groups[order]
+        parts = [order[kinds == kind] for kind in np.unique(self._groups)]
+        batches = np.concatenate([np.resize(part, len(part) + -len(part) % size) for part in parts]).reshape(-1, size)
         if self.shuffle:
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(epoch + self.seed)).numpy()
-        else:
-            order = np.arange(self.length)
-        return np.resize(order, self._filled)  # repeated from its beginning
+            batches = batches[torch.randperm(len(batches), generator=generator).numpy()]
+        return batches.reshape(-1)
 
     def position(self, batches: int) -> dict[str, int]:
         """`start_epoch` and `start_batch` of a sampler that continues after `batches` batches of this one."""

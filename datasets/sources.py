@@ -1,4 +1,4 @@
-"""What a data source is: a folder of images or of classes, webdataset shards, parquet files."""
+"""What a data source is: a folder of images or of classes, lists of images, webdataset shards, parquet files."""
 
 import glob
 import os
@@ -8,23 +8,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .caption_lists import read_caption_lists
 from .errors import EmptyClassError, NoImagesError, SourceError, listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_KIND_NAMES = {"image": "images", "tar": "tar shards", "parquet": "parquet files"}
+LIST_SUFFIX = ".jsonl"
+_KIND_NAMES = {"image": "images", "tar": "tar shards", "parquet": "parquet files", "list": "lists"}
 _SPLITS = ("train", "training", "val", "validation", "valid", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was found. Images are relative to `root`; `labels` has their classes where folders are classes."""
+    """What was found. Images are relative to `root`; `labels` has their classes where folders are classes; `lists` are
+    the files that named them, if any did."""
 
     kind: str  # "image", "tar" or "parquet"
     root: Path
     files: list[str]
     labels: list[int] | None = None
     classes: tuple[str, ...] | None = None
+    lists: tuple[str, ...] = ()
 
 
 def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, labels: bool) -> Source:
@@ -44,14 +48,29 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, l
         raise NoImagesError("the list of sources is empty: name a folder, or at least one file")
     kinds = Counter(_kind(name) or "" for name in files)
     if "" in kinds:
-        raise SourceError(f"neither an image, a tar nor a parquet file: {listed([f for f in files if not _kind(f)])}")
+        raise SourceError(
+            f"neither an image, a list, a tar nor a parquet file: {listed([f for f in files if not _kind(f)])}"
+        )
     if len(kinds) > 1:
         raise _mixture(f"{len(files)} files", kinds)
+    if "list" in kinds:
+        return _listed_images(files)
     if "image" not in kinds:
         return Source(next(iter(kinds)), Path(), files)
+    return _image_files(files)
+
+
+def _image_files(files: Sequence[str | Path], lists: tuple[str, ...] = ()) -> Source:
     whole = [os.path.abspath(name) for name in files]
     root = os.path.commonpath([os.path.dirname(name) for name in whole])
-    return Source("image", Path(root), [os.path.relpath(name, root) for name in whole])
+    return Source("image", Path(root), [os.path.relpath(name, root) for name in whole], lists=lists)
+
+
+def _listed_images(lists: list[str]) -> Source:
+    images = read_caption_lists(lists)
+    if not images:
+        raise NoImagesError(f"no image is named in {listed(lists)}")
+    return _image_files([image.path for image in images], tuple(lists))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -100,6 +119,8 @@ def _kind(name: str) -> str | None:
         return "image"
     if name.endswith(TAR_SUFFIXES):
         return "tar"
+    if name.endswith(LIST_SUFFIX):
+        return "list"
     return "parquet" if name.endswith(".parquet") else None
 
 
@@ -108,6 +129,8 @@ def _folder(root: Path, labels: bool) -> Source:
     folders = [entry.name for entry in entries if entry.is_dir()]
     files = [entry.name for entry in entries if entry.is_file()]
     kinds = Counter(kind for name in files if (kind := _kind(name)))
+    lists = [str(root / name) for name in files if _kind(name) == "list"]
+    del kinds["list"]  # beside images or shards they are notes
     if len(kinds) > 1:
         raise _mixture(str(root), kinds)
     kind = next(iter(kinds), None)
@@ -118,6 +141,9 @@ def _folder(root: Path, labels: bool) -> Source:
 
     below = {name: list(_walk(root, name, ())) for name in folders}
     inner = Counter(kind for names in below.values() for name in names if (kind := _kind(name)))
+    del inner["list"]
+    if lists and not kinds and not inner:
+        return _listed_images(lists)
     if len(inner + kinds) > 1:
         raise _mixture(str(root), inner + kinds)
     if inner and "image" not in inner:

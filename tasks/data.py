@@ -41,7 +41,7 @@ class ImageData:
     """A set of images.
 
     Attributes:
-        source: folder, class folders, parquet or webdataset shards, or a pattern of them.
+        source: folder, class folders, lists (.jsonl), parquet or webdataset shards, or a pattern of them.
         validation: held-out images, in the same forms.
         size: side of the square crops, in pixels.
         flip: mirror at random.
@@ -135,6 +135,8 @@ def stream_shards(source: str) -> StreamShards:
 def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterator[Batch]]:
     """The endless micro-batches a :class:`nextscale.core.training.Trainer` takes.
 
+    Where a dataset has ``groups``, a number for each sample, a batch holds samples of one group.
+
     Every batch also carries ``uniform``, float32 in [0, 1) per sample, and ``seeds``, whole numbers from which a task
     draws more (:func:`nextscale.core.random.sample_draws`), both of (seed, epoch, sample): what is drawn for a
     sample is the same on any number of processes and after any interruption.
@@ -160,6 +162,7 @@ def stream(dataset: Any, config: TrainingConfig) -> Callable[[int, int], Iterato
                 rank=state.process_index,
                 world_size=state.num_processes,
                 seed=config.seed,
+                groups=getattr(dataset, "groups", None),
                 start_batch=start,
             )
 

@@ -7,14 +7,55 @@ from dataclasses import dataclass, field, replace
 from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
+from nextscale.datasets.aspects import AspectImages, open_aspects
 from nextscale.tasks.data import Load
 from nextscale.tasks.generation.infinity import Infinity
 from nextscale.tasks.generation.infinity_config import PRESETS, InfinityConfig, hidden_width
 from nextscale.tasks.generation.infinity_training import InfinityLossConfig, InfinityTraining, initialize
 from nextscale.tasks.generation.infinity_transformer import InfinityBlocksConfig
 from nextscale.tasks.generation.text import TextEncoder
-from nextscale.tasks.generation.text_recipe import TextRecipe
+from nextscale.tasks.generation.text_recipe import CaptionData, TextImages, TextRecipe
+from nextscale.tasks.tokenizers.bitwise_schedules import PIXELS, published, schedule_of
 from nextscale.tasks.tokenizers.bitwise_vq import BitwiseVQ
+
+
+@dataclass(frozen=True)
+class InfinityData(CaptionData):
+    """Images with texts, square or at the published aspect ratios.
+
+    Attributes:
+        ratios: train each image at the aspect ratio (height / width) nearest to its own among these, a batch of one
+            ratio each; ``[]``: all fifteen. ``size`` then is the side of the square ones, of 16, 32, 48 or 64 tokens.
+            Resized to cover, cut to the centre, never mirrored. None: squares of ``size``.
+    """
+
+    ratios: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratios is None:
+            return
+        if unknown := [ratio for ratio in self.ratios if ratio not in published()]:
+            known = ", ".join(map(str, sorted(published())))
+            raise ValueError(f"ratios has {', '.join(map(str, unknown))}; expected some of {known}")
+        if self.captions != "files" or self.streamed or self.flip:
+            raise ValueError(
+                "images of several aspect ratios need texts of their own (captions: files), no stream, no flip"
+            )
+
+    def open_ratios(self, stride: int, seed: int) -> AspectImages:
+        """The training set at several aspect ratios.
+
+        Raises:
+            ValueError: no published list has squares of ``size``.
+        """
+        name = PIXELS.get(16 * self.size // stride) if self.size % stride == 0 else None
+        if name is None:
+            sides = ", ".join(str(side * stride // 16) for side in PIXELS)
+            raise ValueError(
+                f"data.size is {self.size}; expected {sides} with this tokenizer, for several aspect ratios"
+            )
+        sizes = [schedule_of(ratio, name).scaled(stride) for ratio in self.ratios or published()]
+        return open_aspects(self.source, sizes, field=self.field, choice=self.choice(seed))
 
 
 @dataclass(frozen=True)
@@ -31,6 +72,7 @@ class InfinityRecipe(TextRecipe):
         init: an Infinity to start from, a folder or an official file.
     """
 
+    data: InfinityData
     size: str = "125m"
     width: int | None = None
     depth: int | None = None
@@ -59,6 +101,11 @@ class InfinityRecipe(TextRecipe):
         if f"infinity-{self.size}" not in PRESETS:
             names = ", ".join(name.removeprefix("infinity-") for name in PRESETS)
             raise ValueError(f"size is {self.size!r}; expected one of {names}")
+
+    def open_texts(self, load: Load) -> TextImages:
+        if self.data.ratios is None:
+            return super().open_texts(load)
+        return self.data.open_ratios(self.open_tokenizer(load, BitwiseVQ, self.scales).stride, self.training.seed)
 
     def build(self, encoder: TextEncoder, load: Load) -> Infinity:
         """The model to train: new, or from ``init``.

@@ -11,14 +11,13 @@ from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
 from nextscale.datasets.caption_stream import StreamedCaptions
-from nextscale.datasets.captions import CaptionedImages
 from nextscale.tasks.data import Load
 from nextscale.tasks.generation.star import STAR
 from nextscale.tasks.generation.star_config import PRESETS, STARConfig
 from nextscale.tasks.generation.star_training import STARHeadTraining, STARLossConfig, STARTraining, initialize
 from nextscale.tasks.generation.star_transformer import STARBlocksConfig
 from nextscale.tasks.generation.text import TextEncoder
-from nextscale.tasks.generation.text_recipe import TextRecipe, TextTraining
+from nextscale.tasks.generation.text_recipe import TextImages, TextRecipe, TextTraining
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 SIZES = ("d16", "d30")
@@ -70,7 +69,7 @@ class STARRecipe(TextRecipe):
         if self.stage == "sampler" and self.init is None:
             raise ValueError("the sampling head is trained on a finished backbone: give its folder or file as init")
 
-    def encoder(self, dataset: CaptionedImages | StreamedCaptions) -> TextEncoder:
+    def encoder(self, dataset: TextImages) -> TextEncoder:
         """The text encoder, made here where none is named.
 
         Raises:

@@ -11,13 +11,16 @@ import torch
 from nextscale.core.optim import Schedule
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import Batch, Hooks, Metrics, Trainer, TrainingConfig, TrainingTask
+from nextscale.datasets.aspects import AspectImages
 from nextscale.datasets.caption_stream import StreamedCaptions, open_caption_stream
-from nextscale.datasets.captions import CaptionedImages, open_captions
+from nextscale.datasets.captions import CaptionedImages, Choice, open_captions
 from nextscale.tasks.data import Examples, ImageData, Load, stream_shards, tokenizer_of, trainer
 from nextscale.tasks.generation.text import TextEncoder, TextEncoderConfig
 from nextscale.tasks.generation.text_small import make_encoder
 from nextscale.tasks.generation.text_to_image import TextToImage
 
+TextImages = CaptionedImages | StreamedCaptions | AspectImages
+"""A training set of images with texts."""
 SHOWN = 8
 """Texts on a run's sample sheet, at most; two pictures each."""
 
@@ -30,6 +33,8 @@ class CaptionData(ImageData):
         captions: ``"files"``: texts beside the images (.txt, .json), in folders or webdataset shards; ``"classes"``:
             made of each image's class and colour.
         field: entry of .json files; None: caption, text, prompt or long_caption, whichever is there.
+        short_captions: share of the images of a list that are given with their short text, where they have one.
+        cut_captions: give a drawn number of a text's first sentences instead of all.
         template: of texts made of classes, with {class} and {colour}.
         class_names: where the data does not name its classes.
     """
@@ -38,10 +43,18 @@ class CaptionData(ImageData):
     field: str | None = None
     template: str = "a {colour} {class}"
     class_names: list[str] | None = None
+    short_captions: float = 0.0
+    cut_captions: bool = False
+
+    def choice(self, seed: int) -> Choice:
+        """Which text of a training image is given."""
+        return Choice(self.short_captions, self.cut_captions, seed)
 
     def open_texts(self, seed: int) -> CaptionedImages | StreamedCaptions:
         """The training set."""
         if self.streamed:
+            if self.choice(seed) != Choice(seed=seed):
+                raise ValueError("streamed shards have one text an image: leave out short_captions and cut_captions")
             return open_caption_stream(
                 stream_shards(self.source),
                 captions=self.captions,
@@ -50,14 +63,15 @@ class CaptionData(ImageData):
                 class_names=self.class_names,
                 **self.streaming_options(seed),
             )
-        return self._captioned(self.source, self.open_training(seed, labels=self.captions == "classes"))
+        images = self.open_training(seed, labels=self.captions == "classes")
+        return self._captioned(self.source, images, self.choice(seed))
 
     def open_validation_texts(self) -> CaptionedImages | None:
         """The held-out set, if there is one."""
         images = self.open_validation(labels=self.captions == "classes")
         return None if images is None or self.validation is None else self._captioned(self.validation, images)
 
-    def _captioned(self, source: str, images: Any) -> CaptionedImages:
+    def _captioned(self, source: str, images: Any, choice: Choice | None = None) -> CaptionedImages:
         return open_captions(
             source,
             images,
@@ -65,6 +79,7 @@ class CaptionData(ImageData):
             field=self.field,
             template=self.template,
             class_names=self.class_names,
+            choice=choice,
         )
 
 
@@ -141,7 +156,11 @@ class TextRecipe:
 
     # --- the run -----------------------------------------------------------------------------------------
 
-    def encoder(self, dataset: CaptionedImages | StreamedCaptions) -> TextEncoder:
+    def open_texts(self, load: Load) -> TextImages:
+        """The training set."""
+        return self.data.open_texts(self.training.seed)
+
+    def encoder(self, dataset: TextImages) -> TextEncoder:
         """The text encoder, made here where none is named."""
         name = self.text_encoder
         if name is None:
@@ -162,7 +181,7 @@ class TextRecipe:
     def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
         """The run, ready to start; validation is added to ``hooks`` where there are held-out images."""
         torch.manual_seed(self.training.seed)
-        dataset, hooks = self.data.open_texts(self.training.seed), hooks or Hooks()
+        dataset, hooks = self.open_texts(load), hooks or Hooks()
         model = self.build(self.encoder(dataset), load)
         task = self.task(model, self.training.plan(len(dataset) / self.training.batch_size))
         held_out = self.data.open_validation_texts()

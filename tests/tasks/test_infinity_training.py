@@ -3,12 +3,14 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import nextscale
 from nextscale.core.autoencoder import AutoencoderConfig
@@ -19,7 +21,7 @@ from nextscale.core.training import TrainingConfig
 from nextscale.datasets.captions import CaptionError, colours_of, open_captions
 from nextscale.datasets.images import open_images
 from nextscale.tasks.generation.infinity import Infinity
-from nextscale.tasks.generation.infinity_recipe import InfinityRecipe
+from nextscale.tasks.generation.infinity_recipe import InfinityData, InfinityRecipe
 from nextscale.tasks.generation.infinity_training import InfinityLossConfig, InfinityTraining, token_weights
 from nextscale.tasks.generation.text_recipe import CaptionData
 from nextscale.tasks.tokenizers.bitwise_quantizer import BitwiseQuantizerConfig
@@ -74,7 +76,7 @@ def trained(images: str, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
 def infinity_recipe(images: str, tokenizer: Path, folder: Path, **changes: Any) -> InfinityRecipe:
     return InfinityRecipe(
         tokenizer=str(tokenizer),
-        data=CaptionData(images, validation=images, size=8, resize_ratio=1.0, captions="classes"),
+        data=InfinityData(images, validation=images, size=8, resize_ratio=1.0, captions="classes"),
         text_width=16,
         text_length=8,
         text_drop=0.5,
@@ -201,9 +203,53 @@ def test_captions_of_classes_and_colours(images: str) -> None:
         open_captions(images, opened, captions="classes", class_names=["cat"])
 
 
+def test_training_at_several_aspect_ratios(trained: SimpleNamespace, tmp_path: Path) -> None:
+    lines = []
+    for number, shape in enumerate([(40, 40), (30, 66), (64, 31), (50, 52), (33, 64), (70, 33)]):
+        Image.new("RGB", shape, (40 * number, 90, 10)).save(tmp_path / f"{number}.png")
+        lines.append({"image_path": f"{number}.png", "long_caption": "It is red. It is small.", "text": "red"})
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = str(tmp_path / "all.jsonl")
+    recipe = infinity_recipe(source, trained.tokenizer, tmp_path / "run", scales="1 2 4 6 8 12 16")
+    data = InfinityData(source, size=32, ratios=[0.5, 1.0, 2.0], short_captions=0.5, cut_captions=True)
+    recipe = replace(recipe, data=data, training=training(tmp_path / "run", epochs=4, batch_size=2))
+    run, shapes, texts = recipe.trainer(load), set(), set()
+    for batch, _ in zip(run.batches(0, 2), range(12), strict=False):
+        shapes.add(tuple(batch["image"].shape))
+        texts.update(batch["text"])
+    assert shapes == {(2, 3, 32, 32), (2, 3, 44, 22), (2, 3, 22, 44)}  # 16 x 16 and 22 x 11 tokens of two pixels
+    assert texts == {"red", "It is red.", "It is red. It is small."}
+    run.run()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 and all(row["loss"] < 1.5 for row in rows)
+    model = nextscale.load(recipe.finish(run), device="cpu")
+    assert model.generate(["red"], ratio="1:2").shape == (1, 3, 44, 22)
+    assert len(recipe.examples(run).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratios": [1.1]}, r"ratios has 1\.1; expected some of 0\.333"),
+        ({"ratios": [], "flip": True}, "need texts of their own"),
+        ({"ratios": [], "captions": "classes"}, "need texts of their own"),
+    ],
+)
+def test_aspect_ratios_that_cannot_be_trained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InfinityData("x", **changes)
+
+
+def test_a_size_without_published_lists_is_refused(trained: SimpleNamespace, images: str, tmp_path: Path) -> None:
+    recipe = infinity_recipe(images, trained.tokenizer, tmp_path)
+    recipe = replace(recipe, data=InfinityData(images, size=8, ratios=[]))
+    with pytest.raises(ValueError, match=r"data\.size is 8; expected 32, 64, 96, 128"):
+        recipe.trainer(load)
+
+
 def test_recipes_that_cannot_work(images: str, trained: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size is '3b'; expected one of 125m"):
-        InfinityRecipe(tokenizer="x", data=CaptionData(images), size="3b")
+        InfinityRecipe(tokenizer="x", data=InfinityData(images), size="3b")
     wrong = infinity_recipe(images, trained.tokenizer, tmp_path, scales="1 2 3")
     with pytest.raises(ValueError, match=r"stand for images of 6 pixels, data\.size is 8"):
         wrong.trainer(load)
