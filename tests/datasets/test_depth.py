@@ -592,8 +592,34 @@ def test_colours_change_the_image_alone() -> None:
     before, after = ramp(), augment(ramp(), setting, drawn)
     assert not torch.allclose(before.image, after.image, atol=0.01) and 0 <= after.image.min() <= after.image.max() <= 1
     assert torch.equal(before.depth, after.depth) and torch.equal(before.intrinsics, after.intrinsics)
-    with pytest.raises(ValueError, match="expected flip in"):
+    with pytest.raises(ValueError, match="zoom of 1 or more"):
         Augmentation(zoom=0.5)
+
+
+def test_parts_above_and_below_change_places() -> None:
+    drawn = torch.full((3, DRAWS - 3), 0.5, dtype=torch.float64)
+    drawn[1, 7], drawn[:, 8] = 0.1, torch.tensor([0.0, 0.5, 1.0])
+    before, after = ramp(), augment(ramp(), Augmentation(flip=0, cut_flip=0.4), drawn)
+    assert torch.equal(after.image[0], before.image[0]) and torch.equal(after.depth[2], before.depth[2])
+    for name in ("image", "depth", "valid"):  # half of the height is swapped
+        assert torch.equal(getattr(after, name)[1], getattr(before, name)[1].roll(10, dims=-2))
+    assert after.intrinsics[1].isnan().all() and torch.equal(after.intrinsics[::2], before.intrinsics[::2])
+
+
+def test_a_strip_shows_the_depth() -> None:
+    drawn = torch.full((3, DRAWS - 3), 0.5, dtype=torch.float64)
+    drawn[1:, 9], drawn[:, 10], drawn[:, 11] = 0.1, 0.5, torch.tensor([0.5, 0.8, 0.0])
+    before, after = ramp(), augment(ramp(), Augmentation(flip=0, cut_depth=0.4), drawn)
+    changed = (after.image != before.image).any(1).any(1)
+    assert [row.nonzero()[:, 0].tolist() for row in changed] == [[], list(range(15, 24)), [15]]
+    shown = before.depth[1, :, :, 15:24] / before.depth[1].max()
+    assert torch.equal(after.image[1, :, :, 15:24], shown.expand(3, -1, -1))
+    assert torch.equal(after.depth, before.depth) and torch.equal(after.valid, before.valid)
+    blank = ramp()
+    blank.valid[:] = False
+    assert augment(blank, Augmentation(flip=0, cut_depth=0.4), drawn).image[1, :, :, 15:24].eq(0).all()
+    with pytest.raises(ValueError, match="cut_depth and cut_flip in"):
+        Augmentation(cut_depth=2)
 
 
 # --- predictions --------------------------------------------------------------------------------------
