@@ -140,8 +140,11 @@ def attend_visible(
     """The same where only some of each row's keys count, for memories of various length; None: all."""
     if visible is None:
         return attend(query, key, value, scale)
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     mask = visible[:, None, None]
+    if _dense_is_faster(query):
+        bias = torch.where(mask, 0.0, -torch.inf).to(query.dtype)
+        return _attend_biased(query, key, value, scale, bias.expand(-1, query.shape[2], -1, -1).flatten(0, 1))
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 
 

@@ -66,6 +66,11 @@ def rotate(
 
     Lengths stay as they are, so it makes no difference whether queries and keys are normalised before or after.
     """
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # One pass over the memory instead of seven.
+        turns = torch.complex(rotation.cos, rotation.sin)[:, None]
+        return torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turns).flatten(-2).to(x.dtype)
+    a, b = pairs.unbind(-1)
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
