@@ -11,6 +11,9 @@ IMAGENET: tuple[str, ...] = tuple(
 )
 """The 1,000 classes of ILSVRC 2012 in the order of their WordNet numbers, synonyms separated by commas."""
 
+LISTED = 40
+"""As many classes as this are all named where one is not known."""
+
 
 def find_class(name: str, names: Sequence[str] | None) -> int:
     """Number of the class called ``name``, by any of its synonyms, whatever the case.
@@ -38,6 +41,8 @@ def find_class(name: str, names: Sequence[str] | None) -> int:
     known = list(dict.fromkeys(part for entry in synonyms for part in entry))
     near = difflib.get_close_matches(wanted, known, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    if not near and len(names) <= LISTED:
+        hint = f"; there are {', '.join(names)}"
     raise ValueError(f"no class is called {name!r}{hint}")
 
 

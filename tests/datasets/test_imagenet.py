@@ -91,6 +91,11 @@ def test_an_unknown_name_brings_suggestions_each_once() -> None:
     assert "cardigan" in hints and len(hints) == len(set(hints))
 
 
+def test_a_name_like_nothing_known_brings_all_names_where_they_are_few() -> None:
+    with pytest.raises(ValueError, match="no class is called 'qqqqzzzzxxxx'; there are cat, big dog"):
+        find_class("qqqqzzzzxxxx", ["cat", "big dog"])
+
+
 def test_a_name_like_nothing_known_brings_no_suggestion() -> None:
     with pytest.raises(ValueError, match=r"no class is called 'qqqqzzzzxxxx'$"):
         find_class("qqqqzzzzxxxx", IMAGENET)
