@@ -22,7 +22,7 @@ HARMLESS = (
 """Entries of ``training`` that a run may change when it is taken up again."""
 
 
-MODEL_OPTIONS = ("tokenizer", "init", "autoencoder_init", "teacher", "prior")
+MODEL_OPTIONS = ("tokenizer", "init", "autoencoder_init", "teacher", "prior", "vision")
 """Options of recipes that name a model."""
 
 

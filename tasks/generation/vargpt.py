@@ -67,6 +67,7 @@ class VARGPT(Chats, nn.Module):
         super().__init__()
         self.config = config
         self.home: Path | None = None
+        self.rates: dict[str, float] = {}  # factors of the learning rate (nextscale.core.optim.parameter_groups)
         self.language: LanguageModel = Llava(config) if config.var is not None else Qwen2VL(config)
         self.decoder: VAR | Infinity
         if config.var is not None:

@@ -16,11 +16,7 @@ from nextscale.tasks.generation.var import VAR
 from nextscale.tasks.generation.vargpt import VARGPT
 from nextscale.tasks.generation.vargpt_data import DRAWN, ConversationSet, read_conversations
 from nextscale.tasks.generation.vargpt_small import SmallSizes, small_model
-from nextscale.tasks.generation.vargpt_training import (
-    VARGPTLossConfig,
-    VARGPTPreference,
-    VARGPTTraining,
-)
+from nextscale.tasks.generation.vargpt_training import PARTS, VARGPTLossConfig, VARGPTPreference, VARGPTTraining
 
 SHOWN = 8
 """Prompts on a run's sample sheet, at most."""
@@ -40,8 +36,12 @@ class VARGPTRecipe:
         seen: of a small one: side of the images that it reads, in pixels.
         decoder: of a small one: a VAR, folder or name, that its decoder begins with, in place of ``tokenizer``; it
             brings its own.
+        vision: of a small one: a VARGPT, folder or name, whose vision model's weights it begins with.
         small: its sizes.
         loss: which stage, and how; see there.
+        rates: factors of the learning rate, by part (text, vision, reader, projectors, labels, decoder): smaller than 1
+            for what is trained already. A small one's projectors, beside a ``decoder``, pass on what it reads, and lose
+            that at a full rate before the language model says anything.
         null_prompt: of a v1: see :class:`nextscale.tasks.generation.vargpt_config.VARGPTConfig`; one of the data's
             requests. None: the model's own.
         pairs: learn which of two images is liked better (DPO), instead of the conversations; needs ``init``.
@@ -61,10 +61,12 @@ class VARGPTRecipe:
     init: str | None = None
     tokenizer: str | None = None
     decoder: str | None = None
+    vision: str | None = None
     vocabulary: str | None = None
     seen: int = 32
     small: SmallSizes = field(default_factory=SmallSizes)
     loss: VARGPTLossConfig = field(default_factory=VARGPTLossConfig)
+    rates: dict[str, float] = field(default_factory=dict)
     null_prompt: str | None = None
     pairs: bool = False
     beta: float = 0.1
@@ -86,8 +88,12 @@ class VARGPTRecipe:
             raise ValueError(
                 "give one of init, a VARGPT to start from, and tokenizer or decoder, to make a small one around it"
             )
+        if self.vision is not None and self.init is not None:
+            raise ValueError("vision is what a small one begins with; init has a vision model of its own")
         if self.pairs and self.init is None:
             raise ValueError("pairs are learned by a trained model: give init")
+        if unknown := [part for part, rate in self.rates.items() if part not in PARTS or rate < 0]:
+            raise ValueError(f"rates has {', '.join(unknown)}; expected of {', '.join(PARTS)} numbers of 0 or more")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; expected 0 (no adapters) or more")
 
@@ -95,13 +101,12 @@ class VARGPTRecipe:
         """What is trained: a model that is read, or a new one.
 
         Raises:
-            ValueError: ``init`` or ``decoder`` is another kind of model.
+            ValueError: ``init``, ``decoder`` or ``vision`` is another kind of model, or of other sizes.
         """
-        model = self._small(load) if self.init is None else load(self.init)
-        if not isinstance(model, VARGPT):
-            raise ValueError(f"{self.init} is a {type(model).__name__}, expected a VARGPT")
+        model = self._small(load) if self.init is None else _vargpt(load, self.init)
         if self.null_prompt is not None:
             model.config = replace(model.config, null_prompt=self.null_prompt)
+        model.rates = {begin: self.rates.get(part, 1.0) for part, begins in PARTS.items() for begin in begins}
         return model
 
     def _small(self, load: Load) -> VARGPT:
@@ -115,7 +120,8 @@ class VARGPTRecipe:
             if not isinstance(trained, VAR):
                 raise ValueError(f"{self.decoder} is a {type(trained).__name__}; a decoder can begin with a VAR")
             tokenizer = trained.tokenizer
-        return small_model(texts, tokenizer, self.seen, self.small, trained)
+        eyes = None if self.vision is None else _vargpt(load, self.vision)
+        return small_model(texts, tokenizer, self.seen, self.small, trained, eyes)
 
     def open(self, path: str, model: VARGPT, held_out: bool = False) -> ConversationSet:
         """Conversations as they train this model."""
@@ -182,6 +188,13 @@ class VARGPTRecipe:
             if self.lora_rank:
                 merge_adapters(model)
             return model.save(Path(self.training.output) / "model")
+
+
+def _vargpt(load: Load, source: str) -> VARGPT:
+    model = load(source)
+    if not isinstance(model, VARGPT):
+        raise ValueError(f"{source} is a {type(model).__name__}, expected a VARGPT")
+    return model
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.core.transformer import TransformerConfig
 from nextscale.tasks.generation import infinity_training, var_training
@@ -176,12 +176,17 @@ def small_model(
     seen: int,
     sizes: SmallSizes | None = None,
     decoder_of: VAR | None = None,
+    eyes_of: VARGPT | None = None,
 ) -> VARGPT:
     """A model with fresh weights that knows the words of texts.
 
     Args:
         seen: see :func:`small_config`.
         decoder_of: a trained VAR over the same tokenizer, whose weights the decoder begins with.
+        eyes_of: a trained model whose vision model's weights this one's begins with.
+
+    Raises:
+        ValueError: either is of other sizes.
     """
     sizes = sizes or SmallSizes()
     words = small_tokenizer(texts, sizes.length)
@@ -192,6 +197,11 @@ def small_model(
         infinity_training.initialize(model.decoder, modulation=0.5, gate=1e-3)
     else:
         var_training.initialize(model.decoder)
+    if eyes_of is not None:
+        if eyes_of.config.vision != model.config.vision:
+            raise ValueError(f"the vision models differ: {eyes_of.config.vision} is not {model.config.vision}")
+        own, trained = (cast(nn.Module, each.language.vision) for each in (model, eyes_of))
+        own.load_state_dict(trained.state_dict())
     model.processor = Processor(model.config, words, least=seen * seen, most=seen * seen)
     return model
 
@@ -200,7 +210,9 @@ def small_model(
 def take_over(model: VARGPT, trained: VAR) -> None:
     """Begin a v1's decoder with a VAR's weights: its conditions with what the VAR draws by where no class is named, as
     the prompt reaches a decoder through the language model alone. The projectors begin by passing on the directions in
-    which the maps of images vary, so that the decoder reads through an untrained language model what it knows.
+    which the maps of images vary, and the language model's blocks by adding nothing, so that the decoder reads through
+    it what it knows. As many directions come through as the language model has channels: all, where it is as wide as
+    the decoder.
 
     Raises:
         ValueError: the VAR has other sizes.
@@ -224,6 +236,9 @@ def take_over(model: VARGPT, trained: VAR) -> None:
     # The language model's last norm makes everything of one size.
     size = float((whole.square().sum(-1).mean() / len(directions)).sqrt())
     pass_through(model.from_language, directions.mT, size)
+    for name, parameter in model.language.text.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.zero_()
 
 
 PASSING = 8.0

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from nextscale.core.autoencoder import AutoencoderConfig
+from nextscale.core.optim import parameter_groups
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
@@ -303,6 +304,11 @@ def test_a_decoder_begins_with_a_vars_weights_and_reads_through_the_language_mod
     back = model.from_language(inside / inside.square().mean(-1, keepdim=True).sqrt())
     assert torch.nn.functional.cosine_similarity(back, x, dim=-1).min() > 0.99
     torch.testing.assert_close(back.norm(dim=-1).mean(), x.norm(dim=-1).mean(), rtol=0.1, atol=0)
+    # As wide as the decoder, the language model lets everything through.
+    wide = small_model(["draw a cat"], var.tokenizer, 8, SIZES, var)
+    given = wide.to_language(x)
+    seen = wide.language.text(inputs_embeds=given).last_hidden_state
+    torch.testing.assert_close(seen, given / (given.square().mean(-1, keepdim=True) + 1e-6).sqrt(), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="begin with a VAR"):
         VARGPTRecipe("x.json", decoder="y", vocabulary=str(folder / "talks.json")).model(lambda source: model)
     with pytest.raises(ValueError, match="it is a transformer"):
@@ -336,6 +342,38 @@ def test_a_run_that_reads_by_convolutions_and_begins_with_a_var(folder, tmp_path
     # A prompt that is the null prompt is led away from by nothing.
     same = [model.generate("draw a cat", seed=5, guidance=strength) for strength in (0.0, 3.0)]
     torch.testing.assert_close(same[0], same[1])
+
+
+def test_a_small_one_begins_with_trained_eyes_and_learns_its_parts_at_their_own_rates(folder, tmp_path):
+    seeing = small_model(["what is it"], build_tokenizer("v1"), 8, SIZES)
+    sources = {"eyes": seeing, "codes": build_tokenizer("v1"), "var": build_var(build_tokenizer("v1"))}
+    recipe = VARGPTRecipe(
+        str(folder / "talks.json"),
+        decoder="var",
+        vision="eyes",
+        seen=8,
+        small=SIZES,
+        length=64,
+        rates={"vision": 0.0, "projectors": 0.5},
+        training=TrainingConfig(output=str(tmp_path), epochs=1, batch_size=2, log_every=1, save_every=0),
+    )
+    run = recipe.trainer(sources.__getitem__)
+    run.run()
+    model = run.task.model
+    old = seeing.language.vision.state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in model.language.vision.state_dict().items())
+    groups = {group["rate"] for group in parameter_groups(model, 0.1)}
+    assert groups == {0.0, 0.5, 1.0}
+    begun = recipe.model(sources.__getitem__)
+    assert not torch.equal(model.language.words.weight, begun.language.words.weight)
+    with pytest.raises(ValueError, match="the vision models differ"):
+        replace(recipe, small=replace(SIZES, vision_width=32)).model(sources.__getitem__)
+    with pytest.raises(ValueError, match="codes is a ResidualVQ, expected a VARGPT"):
+        replace(recipe, vision="codes").model(sources.__getitem__)
+    with pytest.raises(ValueError, match="rates has eyes; expected of text, vision"):
+        replace(recipe, rates={"eyes": 1.0})
+    with pytest.raises(ValueError, match="a vision model of its own"):
+        VARGPTRecipe("x.json", init="y", vision="eyes")
 
 
 def test_images_to_read_are_cut_and_mirrored_in_training_alone(folder):
