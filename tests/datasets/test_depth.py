@@ -1,9 +1,7 @@
 """Depth data sets in their layouts: found, read to metres, refused with everything that is wrong."""
 
 import gzip
-import json
 import math
-import shutil
 from pathlib import Path
 
 import h5py
@@ -13,28 +11,22 @@ import torch
 from PIL import Image
 
 from nextscale.datasets.depth import DATASETS, DepthDataset, open_depth, open_source, recognise
-from nextscale.datasets.depth_augment import DRAWS, TRAINING, Augmentation, DepthBatch, augment
+from nextscale.datasets.depth_augment import TRAINING, Augmentation
 from nextscale.datasets.depth_encodings import (
-    DIODE,
-    ETH3D,
     HYPERSIM,
     IBIMS,
-    KINECT,
     KITTI,
     NYU,
     SUN_RGBD,
     TUM,
-    VIRTUAL_KITTI,
     Encoding,
     encode_depth,
-    read_depth,
 )
 from nextscale.datasets.depth_lidar import project_scan, read_scan, scanner_calibration, scanner_projection
 from nextscale.datasets.depth_lists import kitti_frames, kitti_list, read_list, shipped
 from nextscale.datasets.depth_nyu import labelled_numbers
 from nextscale.datasets.depth_pairs import MissingFilesError
-from nextscale.datasets.depth_planar import fill_holes, focal_length, planar_depth
-from nextscale.datasets.depth_predictions import open_predictions, save_prediction
+from nextscale.datasets.depth_planar import focal_length
 from nextscale.datasets.errors import DatasetError, NoImagesError
 from nextscale.datasets.loader import make_loader
 from nextscale.datasets.sampler import EpochSampler
@@ -64,104 +56,6 @@ def a_depth(height: int = 6, width: int = 8, seed: int = 0) -> np.ndarray:
     depth = np.random.default_rng(seed).uniform(1, 7, (height, width)).astype(np.float32)
     depth[0, :2] = 0
     return depth
-
-
-# --- encodings ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("encoding", "step"),
-    [
-        (KITTI, 1 / 256),
-        (NYU, 1e-3),
-        (TUM, 1 / 5000),
-        (VIRTUAL_KITTI, 0.01),
-        (IBIMS, 50 / 65535),
-        (SUN_RGBD, 1e-3),
-        (HYPERSIM, 1e-5),
-        (DIODE, 1e-6),
-        (Encoding("raw", size=(6, 8)), 1e-6),
-        (Encoding("png8", scale=20), 0.05),
-    ],
-)
-def test_what_is_written_is_read(tmp_path: Path, encoding: Encoding, step: float) -> None:
-    depth = a_depth()
-    path = written(tmp_path / f"depth{encoding.suffix}", depth, encoding)
-    found = read_depth(path, encoding)
-    assert found.dtype == np.float32 and np.abs(found - depth).max() <= 0.51 * step + 1e-5
-    assert (found[0, :2] == 0).all()
-
-
-def test_scales_are_exact(tmp_path: Path) -> None:
-    values = np.array([[0, 1, 256, 65535]], np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert read_depth(tmp_path / "a.png", KITTI).tolist() == [[0, 1 / 256, 1, 65535 / 256]]
-    assert read_depth(tmp_path / "a.png", IBIMS)[0, 3] == pytest.approx(50, rel=1e-7)
-    # (v >> 3) | (v << 13): 8 x 1000 is one metre, the low bits are the high ones; above 8 m is 8 m.
-    Image.fromarray(np.array([[8000, 1, 8 * 7999, 65535]], np.uint16)).save(tmp_path / "b.png")
-    assert read_depth(tmp_path / "b.png", SUN_RGBD)[0].tolist() == pytest.approx([1, 8, 7.999, 8])
-
-
-def test_what_is_no_value_is_zero(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.array([[[1.0], [np.nan], [np.inf], [-2.0]]], np.float32))
-    assert read_depth(tmp_path / "a.npy", DIODE).tolist() == [[1, 0, 0, 0]]
-    np.array([1.5, np.inf], "<f4").tofile(tmp_path / "b.JPG")
-    assert read_depth(tmp_path / "b.JPG", Encoding("raw", size=(1, 2))).tolist() == [[1.5, 0]]
-
-
-def test_kinect_values_are_little_endian_disparities(tmp_path: Path) -> None:
-    values = np.array([[600, 2047, 1092]], "<u2")
-    (tmp_path / "d.pgm").write_bytes(b"P5\n3 1\n65535\n" + values.tobytes())
-    found = read_depth(tmp_path / "d.pgm", KINECT)[0]
-    assert found[0] == pytest.approx(351.3 / 492.5) and found[1] == 0 and found[2] == 10
-
-
-def test_pfm_goes_from_the_bottom_up(tmp_path: Path) -> None:
-    (tmp_path / "d.pfm").write_bytes(b"Pf\n1 2\n-1.0\n" + np.array([3, 4], "<f4").tobytes())
-    assert read_depth(tmp_path / "d.pfm", Encoding("pfm")).tolist() == [[4], [3]]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "encoding", "message"),
-    [
-        ("a.png", b"nonsense", KITTI, "cannot be read as png"),
-        ("a.npy", b"nonsense", DIODE, "cannot be read as npy"),
-        ("a.hdf5", b"nonsense", HYPERSIM, "cannot be read as hdf5"),
-        ("a.bin", b"abcdabcd", ETH3D, "holds 2 float32 values"),
-        ("a.pfm", b"P6\n1 1\n1\n", Encoding("pfm"), "no grey PFM"),
-        ("a.xyz", b"", Encoding("xyz"), "unknown kind of depth file 'xyz'"),
-    ],
-)
-def test_damaged_depth_is_refused(tmp_path: Path, name, content, encoding, message) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match=message):
-        read_depth(tmp_path / name, encoding)
-
-
-def test_a_colour_png_is_no_depth_and_a_pickle_is_not_run(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="PNG of mode RGB"):
-        read_depth(image(tmp_path / "a.png", 4, 4), KITTI)
-    np.save(tmp_path / "b.npy", np.array([print], object), allow_pickle=True)
-    with pytest.raises(DatasetError, match="pickle"):
-        read_depth(tmp_path / "b.npy", DIODE)
-    with pytest.raises(DatasetError, match="does not fit: this format ends at"):
-        encode_depth(np.full((2, 2), 300.0), KITTI)
-    with pytest.raises(DatasetError, match="not written as pgm"):
-        encode_depth(np.ones((2, 2)), KINECT)
-
-
-def test_distances_become_depths() -> None:
-    depth = planar_depth(np.full((3, 3), 2.0), math.pi / 2)
-    focal = focal_length(3, math.pi / 2)
-    assert focal == pytest.approx(1.5) and depth[1, 1] == 2
-    assert depth[0, 1] == pytest.approx(2 * focal / math.hypot(1, focal))
-    assert focal_length(1024, math.pi / 3) == pytest.approx(886.81, abs=0.01)
-    hole = np.array([[False, True, True, False]])
-    assert fill_holes(np.array([[1.0, 9.0, 9.0, 4.0]]), hole).tolist() == [[1, 1, 4, 4]]
-    with pytest.raises(ValueError, match="nothing to fill"):
-        fill_holes(np.ones((2, 2)), np.ones((2, 2), bool))
-    with pytest.raises(ValueError, match="angle of view"):
-        focal_length(3, 4.0)
 
 
 # --- KITTI --------------------------------------------------------------------------------------------
@@ -545,142 +439,3 @@ def test_draws_depend_on_seed_epoch_and_number_alone(tmp_path: Path) -> None:
     assert not torch.equal(data.fetch([(4, 1)])["image"], alone["image"])
     loader = make_loader(data, EpochSampler(2, batch_size=2))
     assert next(iter(loader))["depth"].shape == (2, 1, 16, 24)
-
-
-def ramp(seed: int = 0, count: int = 3) -> DepthBatch:
-    torch.manual_seed(seed)
-    image = torch.rand(count, 3, 20, 30)
-    depth = torch.rand(count, 1, 20, 30) + 1
-    valid = torch.rand(count, 1, 20, 30) > 0.2
-    camera = torch.tensor([[25.0, 0, 14], [0, 25, 9], [0, 0, 1]]).repeat(count, 1, 1)
-    return DepthBatch(image, torch.where(valid, depth, 0), valid, camera)
-
-
-def test_mirroring_moves_everything() -> None:
-    before = ramp()
-    drawn = torch.full((3, DRAWS - 3), 0.5, dtype=torch.float64)
-    drawn[0, 0] = 0.1
-    after = augment(ramp(), Augmentation(flip=0.4), drawn)
-    assert torch.equal(after.image[0], before.image[0].flip(-1)) and torch.equal(after.image[1], before.image[1])
-    assert torch.equal(after.depth[0], before.depth[0].flip(-1)) and torch.equal(
-        after.valid[0], before.valid[0].flip(-1)
-    )
-    assert after.intrinsics[:, 0, 2].tolist() == [15, 14, 14]
-
-
-def test_rolling_turns_about_the_principal_point() -> None:
-    drawn = torch.full((3, DRAWS - 3), 0.5, dtype=torch.float64)
-    same = augment(ramp(), Augmentation(flip=0, rotation=20), drawn)
-    assert torch.allclose(same.image, ramp().image, atol=1e-5) and torch.equal(same.valid, ramp().valid)
-    drawn[:, 1] = 1
-    turned = augment(ramp(), Augmentation(flip=0, rotation=20), drawn)
-    before = ramp()
-    assert torch.equal(turned.intrinsics, before.intrinsics)
-    # A pixel at the principal point stays; depths are those of pixels, none made up; what is outside is unknown.
-    assert torch.equal(turned.depth[:, :, 9, 14], before.depth[:, :, 9, 14])
-    known = turned.depth[turned.valid]
-    assert torch.isin(known, before.depth).all() and not turned.valid[:, :, 0, 0].any()
-    # Column 24 on the axis of the principal point goes to (cos 20, sin 20) x 10 pixels.
-    c, s = math.cos(math.radians(20)), math.sin(math.radians(20))
-    row, column = round(9 - 10 * s), round(14 + 10 * c)
-    assert torch.equal(turned.valid[:, 0, row, column], before.valid[:, 0, 9, 24]) or known.numel()
-
-
-def test_colours_change_the_image_alone() -> None:
-    drawn = torch.rand(3, DRAWS - 3, dtype=torch.float64)
-    setting = Augmentation(flip=0, brightness=0.3, contrast=0.3, saturation=0.3, gamma=0.3, hue=0.1)
-    before, after = ramp(), augment(ramp(), setting, drawn)
-    assert not torch.allclose(before.image, after.image, atol=0.01) and 0 <= after.image.min() <= after.image.max() <= 1
-    assert torch.equal(before.depth, after.depth) and torch.equal(before.intrinsics, after.intrinsics)
-    with pytest.raises(ValueError, match="zoom of 1 or more"):
-        Augmentation(zoom=0.5)
-
-
-def test_parts_above_and_below_change_places() -> None:
-    drawn = torch.full((3, DRAWS - 3), 0.5, dtype=torch.float64)
-    drawn[1, 7], drawn[:, 8] = 0.1, torch.tensor([0.0, 0.5, 1.0])
-    before, after = ramp(), augment(ramp(), Augmentation(flip=0, cut_flip=0.4), drawn)
-    assert torch.equal(after.image[0], before.image[0]) and torch.equal(after.depth[2], before.depth[2])
-    for name in ("image", "depth", "valid"):  # half of the height is swapped
-        assert torch.equal(getattr(after, name)[1], getattr(before, name)[1].roll(10, dims=-2))
-    assert after.intrinsics[1].isnan().all() and torch.equal(after.intrinsics[::2], before.intrinsics[::2])
-
-
-def test_a_strip_shows_the_depth() -> None:
-    drawn = torch.full((3, DRAWS - 3), 0.5, dtype=torch.float64)
-    drawn[1:, 9], drawn[:, 10], drawn[:, 11] = 0.1, 0.5, torch.tensor([0.5, 0.8, 0.0])
-    before, after = ramp(), augment(ramp(), Augmentation(flip=0, cut_depth=0.4), drawn)
-    changed = (after.image != before.image).any(1).any(1)
-    assert [row.nonzero()[:, 0].tolist() for row in changed] == [[], list(range(15, 24)), [15]]
-    shown = before.depth[1, :, :, 15:24] / before.depth[1].max()
-    assert torch.equal(after.image[1, :, :, 15:24], shown.expand(3, -1, -1))
-    assert torch.equal(after.depth, before.depth) and torch.equal(after.valid, before.valid)
-    blank = ramp()
-    blank.valid[:] = False
-    assert augment(blank, Augmentation(flip=0, cut_depth=0.4), drawn).image[1, :, :, 15:24].eq(0).all()
-    with pytest.raises(ValueError, match="cut_depth and cut_flip in"):
-        Augmentation(cut_depth=2)
-
-
-# --- predictions --------------------------------------------------------------------------------------
-
-NAMES = ["2011_09_26_drive_0002_sync/image_02/0000000069", "2011_09_26_drive_0009_sync/image_02/0000000001"]
-
-
-@pytest.mark.parametrize(
-    ("files", "naming"),
-    [
-        ([f"{name}.npy" for name in NAMES], "nested"),
-        ([f"{name.replace('/', '_')}.npy" for name in NAMES], "flat"),
-        ([f"{name.split('/')[0]}_{name.split('/')[2]}.npy" for name in NAMES], "short"),
-        (["0000000069.npy", "0000000001.npy"], "last"),
-        (["0000000000.npy", "0000000001.npy"], "ten digits"),
-        (["000000.npy", "000001.npy"], "six digits"),
-        (["0.npy", "1.npy"], "number"),
-    ],
-)
-def test_predictions_are_found_by_usual_names(tmp_path: Path, files: list[str], naming: str) -> None:
-    for number, file in enumerate(files):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        np.save(tmp_path / file, np.full((2, 3), number + 1.0))
-    found = open_predictions(tmp_path, NAMES)
-    assert found.naming == naming and found.read(1).tolist() == [[2, 2, 2], [2, 2, 2]] and found.kind == "depth"
-
-
-def test_predictions_say_what_they_hold(tmp_path: Path) -> None:
-    for name in NAMES:
-        written(tmp_path / f"{name}.png", np.full((2, 3), 4.0), KITTI)
-    assert open_predictions(tmp_path, NAMES).read(0)[0, 0] == 4
-    assert open_predictions(tmp_path, NAMES, scale=512).read(0)[0, 0] == 2
-    (tmp_path / "predictions.json").write_text(json.dumps({"kind": "disparity", "scale": 1024}))
-    said = open_predictions(tmp_path, NAMES)
-    assert said.kind == "disparity" and said.read(0)[0, 0] == 1
-    assert open_predictions(tmp_path, NAMES, kind="depth").kind == "depth"
-    for text, message in (
-        ("{", "not valid JSON"),
-        ('{"sacle": 1}', "must be an object"),
-        ('{"scale": -1}', "scale of"),
-    ):
-        (tmp_path / "predictions.json").write_text(text)
-        with pytest.raises(DatasetError, match=message):
-            open_predictions(tmp_path, NAMES)
-
-
-def test_missing_predictions_are_listed(tmp_path: Path) -> None:
-    save_prediction(tmp_path, NAMES[0], np.array([[np.inf, np.nan]]))
-    assert not np.isfinite(open_predictions(tmp_path, NAMES[:1]).read(0)).any()
-    with pytest.raises(MissingFilesError, match=r"1 of 2 predictions are missing.*0009_sync/image_02/0000000001\.npy"):
-        open_predictions(tmp_path, NAMES)
-    shutil.rmtree(tmp_path)
-    with pytest.raises(DatasetError, match="does not exist"):
-        open_predictions(tmp_path, NAMES)
-    tmp_path.mkdir()
-    with pytest.raises(DatasetError, match="holds no prediction"):
-        open_predictions(tmp_path, NAMES)
-
-
-def test_one_array_of_all(tmp_path: Path) -> None:
-    np.save(tmp_path / "all.npy", np.arange(12, dtype=np.float32).reshape(2, 2, 3))
-    assert open_predictions(tmp_path / "all.npy", NAMES).read(1)[0, 0] == 6
-    with pytest.raises(DatasetError, match=r"expected floats \(1, height, width\)"):
-        open_predictions(tmp_path / "all.npy", NAMES[:1])
