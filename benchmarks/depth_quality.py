@@ -171,7 +171,8 @@ def made_up(folder: Path) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for index in range(PREDICTIONS):
         coarse = rng.uniform(1, 8, (6, 8)).astype(np.float32)
-        truth = np.asarray(Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC))
+        # Bicubic interpolation oversteps, even below zero.
+        truth = np.asarray(Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)).clip(1, 8)
         Image.fromarray((truth * 1000).astype(np.uint16)).save(folder / "depths" / f"{index:03}.png")
         np.save(folder / "predictions" / f"{index:03}.npy", (truth * rng.uniform(0.8, 1.2)).astype(np.float32))
         Image.new("RGB", (640, 480)).save(folder / "photos" / f"{index:03}.jpg")

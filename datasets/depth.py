@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .depth_augment import DRAWS, Augmentation, DepthBatch, augment
 from .depth_folder import described
 from .depth_kitti import kitti
 from .depth_nyu import nyu
@@ -19,6 +18,9 @@ from .depth_sets import diode, eth3d, hypersim, ibims, sunrgbd, tum
 from .depth_store import DepthStore, is_store
 from .draws import uniforms_of
 from .errors import DatasetError
+
+if TYPE_CHECKING:
+    from .depth_augment import Augmentation
 
 DEFAULT_SPLITS = {
     "kitti": "eigen",
@@ -194,6 +196,8 @@ class DepthDataset:
     def fetch(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, Any]:
         """A batch."""
         import torch
+
+        from .depth_augment import DRAWS, DepthBatch, augment  # here, as evaluation takes no batches and no PyTorch
 
         pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], np.int64).reshape(-1, 2)
         epochs, numbers = pairs.T
