@@ -44,6 +44,7 @@ class VARGPTRecipe:
             that at a full rate before the language model says anything.
         null_prompt: of a v1: see :class:`nextscale.tasks.generation.vargpt_config.VARGPTConfig`; one of the data's
             requests. None: the model's own.
+        guidance: what the finished model draws with where nothing else is asked for; None: the model's own.
         pairs: learn which of two images is liked better (DPO), instead of the conversations; needs ``init``.
         beta: of that: how far the model may leave what it started from.
         lora_rank: train low-rank adapters on the language model, instead of all of it; 0: all. They are merged at the
@@ -68,6 +69,7 @@ class VARGPTRecipe:
     loss: VARGPTLossConfig = field(default_factory=VARGPTLossConfig)
     rates: dict[str, float] = field(default_factory=dict)
     null_prompt: str | None = None
+    guidance: float | None = None
     pairs: bool = False
     beta: float = 0.1
     lora_rank: int = 0
@@ -104,8 +106,8 @@ class VARGPTRecipe:
             ValueError: ``init``, ``decoder`` or ``vision`` is another kind of model, or of other sizes.
         """
         model = self._small(load) if self.init is None else _vargpt(load, self.init)
-        if self.null_prompt is not None:
-            model.config = replace(model.config, null_prompt=self.null_prompt)
+        chosen: dict[str, Any] = {"null_prompt": self.null_prompt, "guidance": self.guidance}
+        model.config = replace(model.config, **{name: value for name, value in chosen.items() if value is not None})
         model.rates = {begin: self.rates.get(part, 1.0) for part, begins in PARTS.items() for begin in begins}
         return model
 

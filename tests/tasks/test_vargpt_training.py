@@ -326,6 +326,7 @@ def test_a_run_that_reads_by_convolutions_and_begins_with_a_var(folder, tmp_path
         read_ratio=1.25,
         mirror=True,
         null_prompt="draw a cat",
+        guidance=2.5,
         training=TrainingConfig(output=str(tmp_path), epochs=1, batch_size=2, log_every=1, save_every=0),
     )
     run = recipe.trainer(lambda source: build_var(build_tokenizer("v1")))
@@ -333,7 +334,8 @@ def test_a_run_that_reads_by_convolutions_and_begins_with_a_var(folder, tmp_path
     from nextscale import load
 
     model = load(recipe.finish(run))
-    assert model.language.convolves and model.config.null_prompt == "draw a cat"
+    assert model.language.convolves
+    assert (model.config.null_prompt, model.config.guidance) == ("draw a cat", 2.5)
     picture = Image.new("RGB", (40, 30), "red")
     talk = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "what is it"}]}]
     assert isinstance(model.chat(talk, max_new_tokens=3, max_images=0).text, str)
