@@ -93,19 +93,27 @@ def batches(dataset: ImageDataset, numbers: Sequence[int]) -> Iterator[dict[str,
         yield dataset.fetch(numbers[start : start + CHUNK])
 
 
-def usage(subject: Subject, dataset: ImageDataset, numbers: Sequence[int]) -> dict[str, Any]:
-    """How much of the room of codes the tokens of real images take; nothing of latents."""
-    schedule, counts = subject.model.tokenizer.config.schedule, None
-    for batch in batches(dataset, numbers):
-        tokens = subject.tokens(batch["image"])
+class Usage:
+    """How much of the room of codes tokens take; nothing of latents."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.schedule = tokenizer, tokenizer.config.schedule
+        self.counts: BitUsage | CodebookUsage | None = None
+
+    def add(self, tokens: Tensor) -> None:
         if tokens.is_floating_point():
+            return
+        if self.counts is None and tokens.dtype == torch.bool:
+            self.counts = BitUsage(tokens.shape[-1], len(self.schedule))
+        elif self.counts is None:
+            self.counts = CodebookUsage(self.tokenizer.config.quantizer.vocabulary, len(self.schedule))
+        self.counts.update(tokens.split(list(self.schedule.lengths), dim=1))
+
+    def figures(self) -> dict[str, float]:
+        if self.counts is None:
             return {}
-        if counts is None and tokens.dtype == torch.bool:
-            counts = BitUsage(tokens.shape[-1], len(schedule))
-        elif counts is None:
-            counts = CodebookUsage(subject.model.tokenizer.config.quantizer.vocabulary, len(schedule))
-        counts.update(tokens.split(list(schedule.lengths), dim=1))
-    return {"codes used": counts.overall().used, "entropy in bits": counts.overall().entropy}
+        overall = self.counts.overall()
+        return {"codes used": overall.used, "entropy in bits": overall.entropy}
 
 
 def quality(
@@ -113,10 +121,11 @@ def quality(
 ) -> dict[str, Any]:
     """The figures of one model."""
     real, drawn, rebuilt = (FeatureSet(classifier) for _ in range(3))
-    right, coloured, first = 0.0, 0.0, None
+    right, coloured, usage, kind = 0.0, 0.0, Usage(subject.model.tokenizer), torch.float32
     for start, batch in zip(range(0, len(numbers), CHUNK), batches(dataset, numbers), strict=True):
         tokens = subject.tokens(batch["image"])
-        first = tokens if first is None else first
+        kind = tokens.dtype
+        usage.add(tokens)
         rebuilt.add((subject.model.tokenizer.decode(tokens).cpu() + 1) / 2)
         images = subject.draw(batch, seed + start)
         real.add((batch["image"] + 1) / 2)
@@ -126,7 +135,7 @@ def quality(
         right += float((drawn.logits[start:].argmax(1) == batch["label"]).sum())
     spread = precision_recall(real.features, drawn.features, 3)
     figures = {
-        "emits": EMITS[first.dtype],
+        "emits": EMITS[kind],
         **subject.sizes(),
         "classified": right / len(numbers),
         "distance": frechet_distance(drawn.features, real.features),
@@ -136,7 +145,7 @@ def quality(
     }
     if isinstance(subject.model, TextToImage):
         figures["colour as asked"] = coloured / len(numbers)
-    return figures | usage(subject, dataset, numbers)
+    return figures | usage.figures()
 
 
 def times(
@@ -195,9 +204,8 @@ def main() -> None:
     keys = list(dict.fromkeys(key for figures in found.values() for key in figures))
     print(table(["", *found], [[key, *(shown(figures.get(key, "")) for figures in found.values())] for key in keys]))
     out = Path(options.out)
-    write_json(
-        out / "figures.json", {"figures": found, "images": len(numbers), "machine": machine(torch.device("cpu"))}
-    )
+    result = {"figures": found, "images": len(numbers), "machine": machine(subjects[0].model.device)}
+    write_json(out / "figures.json", result)
     write_sheet(subjects, dataset, options, out / "samples.png")
     print(f"written: {out}")
 

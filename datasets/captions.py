@@ -78,7 +78,7 @@ def open_captions(
 
 @dataclass(frozen=True)
 class Choice:
-    """Which text of an image is given (Infinity's training, README and `dataset_t2i_iterable.py`).
+    """Which text of an image is given (as Infinity's training chooses).
 
     Attributes:
         short: share of the images whose short text is given, where they have one.

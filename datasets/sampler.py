@@ -52,8 +52,8 @@ class EpochSampler:
         self.seed, self.shuffle, self.fill_last = seed, shuffle, fill_last
         if groups is not None and (len(groups) != length or contiguous or not fill_last):
             raise ValueError(f"groups are {len(groups)} numbers, expected {length}, with fill_last and not contiguous")
-        self._groups, group = groups, batch_size * world_size
-        self._global_batch = group
+        self._groups = groups
+        self._global_batch = group = batch_size * world_size
         if groups is None:
             missing = -length % group if fill_last else 0
         else:

@@ -20,7 +20,6 @@ from nextscale.datasets.depth_encodings import (
     SUN_RGBD,
     TUM,
     Encoding,
-    encode_depth,
 )
 from nextscale.datasets.depth_lidar import project_scan, read_scan, scanner_calibration, scanner_projection
 from nextscale.datasets.depth_lists import kitti_frames, kitti_list, read_list, shipped
@@ -31,31 +30,14 @@ from nextscale.datasets.errors import DatasetError, NoImagesError
 from nextscale.datasets.loader import make_loader
 from nextscale.datasets.sampler import EpochSampler
 
+from .depth_files import a_depth, image, written
+
 DAY, DRIVE = "2011_09_26", "2011_09_26_drive_0002_sync"
 CALIBRATION = {
     "calib_cam_to_cam.txt": "calib_time: 09-Jan-2012\nS_rect_02: 1.242e+03 3.75e+02\n"
     "R_rect_00: 1 0 0 0 1 0 0 0 1\nP_rect_02: 700 0 600 0 0 700 170 0 0 0 1 0\n",
     "calib_velo_to_cam.txt": "R: 0 -1 0 0 0 -1 1 0 0\nT: 0 0 -0.27\n",
 }
-
-
-def image(path: Path, height: int, width: int, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    Image.fromarray(coarse).resize((width, height)).save(path, quality=95)
-    return path
-
-
-def written(path: Path, depth: np.ndarray, encoding: Encoding) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_depth(depth, encoding))
-    return path
-
-
-def a_depth(height: int = 6, width: int = 8, seed: int = 0) -> np.ndarray:
-    depth = np.random.default_rng(seed).uniform(1, 7, (height, width)).astype(np.float32)
-    depth[0, :2] = 0
-    return depth
 
 
 # --- KITTI --------------------------------------------------------------------------------------------

@@ -25,24 +25,7 @@ from nextscale.datasets.depth_encodings import (
 from nextscale.datasets.depth_planar import fill_holes, focal_length, planar_depth
 from nextscale.datasets.errors import DatasetError
 
-
-def image(path: Path, height: int, width: int, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    Image.fromarray(coarse).resize((width, height)).save(path, quality=95)
-    return path
-
-
-def written(path: Path, depth: np.ndarray, encoding: Encoding) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_depth(depth, encoding))
-    return path
-
-
-def a_depth(height: int = 6, width: int = 8, seed: int = 0) -> np.ndarray:
-    depth = np.random.default_rng(seed).uniform(1, 7, (height, width)).astype(np.float32)
-    depth[0, :2] = 0
-    return depth
+from .depth_files import a_depth, image, written
 
 
 @pytest.mark.parametrize(
