@@ -15,7 +15,6 @@ from typing import Self
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from nextscale.core.attention import attend_visible
 from nextscale.core.fused import linear
@@ -72,9 +71,14 @@ class Packed:
 
     def padded(self) -> Float[Tensor, "batch longest channels"]:
         """One row per sequence, zeros behind its end."""
-        if min(self.lengths) == max(self.lengths):
+        longest = max(self.lengths)
+        if min(self.lengths) == longest:
             return self.values.unflatten(0, (len(self.lengths), -1))  # as they are: nothing is copied
-        return pad_sequence(list(self.split()), batch_first=True)
+        # One copy for all sequences, forth and back.
+        places = [row * longest + place for row, length in enumerate(self.lengths) for place in range(length)]
+        blank = self.values.new_zeros(len(self.lengths) * longest, self.values.shape[1])
+        filled = blank.index_copy(0, torch.tensor(places, device=self.values.device), self.values)
+        return filled.unflatten(0, (-1, longest))
 
     def visible(self) -> Bool[Tensor, "batch longest"] | None:
         """Which of :meth:`padded`'s positions belong to a sequence; None: all."""
@@ -114,6 +118,8 @@ class CrossAttention(nn.Module):
         cosine: unit queries and keys with a learned scale per head, instead of a scaled dot product.
         scale: of the dot product; None: 1 / sqrt(head size).
     """
+
+    uncompiled = ("remember",)  # lengths differ from batch to batch: each would be a graph of its own
 
     def __init__(
         self, width: int, heads: int, memory_width: int, *, cosine: bool = False, scale: float | None = None

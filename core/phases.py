@@ -74,6 +74,14 @@ class Phase:
         return {**trained_state(self.module), **(self.average.shadow if self.average else {})}
 
 
+def leave_out(module: nn.Module) -> None:
+    """Keep methods that modules name as ``uncompiled`` out of compiled graphs."""
+    # Not with a decorator where they are defined: it imports the compiler, which takes seconds, for everyone.
+    for part in module.modules():
+        for name in cast("Sequence[str]", getattr(part, "uncompiled", ())):
+            setattr(part, name, torch.compiler.disable(getattr(part, name)))
+
+
 def prepare(module: nn.Module, config: TrainingConfig, accelerator: Accelerator, peak: float) -> Phase:
     """A module ready for training: on its device, in its processes.
 
@@ -87,6 +95,8 @@ def prepare(module: nn.Module, config: TrainingConfig, accelerator: Accelerator,
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     sharded = distributed and config.sharding == "full" and bool(units(module))
     call: Any = module
+    if config.compile:
+        leave_out(module)
     if config.compile and not sharded:
         call = torch.compile(module)
     call = accelerator.prepare_model(call, device_placement=not sharded, evaluation_mode=True)

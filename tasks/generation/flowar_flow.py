@@ -176,7 +176,10 @@ class FlowNetwork(nn.Module):
         )
         angles = self.fed(times)[:, None].float() * frequencies
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        embedding = self.time_embedding(waves.to(self.input_projection.weight.dtype))[:, None]
+        # A few rows, whose times lie close together; and of two biases with one gradient, both in half precision,
+        # PyTorch 2.13's compiler makes C++ that does not compile.
+        with torch.autocast(times.device.type, enabled=False):
+            embedding = self.time_embedding(waves.to(self.input_projection.weight.dtype))[:, None]
         blocks = [block for block in self.blocks if isinstance(block, CrossFlowBlock)]
         return Moment(embedding, tuple(block.time_modulation(embedding[:, 0]) for block in blocks))
 

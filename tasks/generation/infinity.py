@@ -49,6 +49,7 @@ class Infinity(TextToImage):
     config: InfinityConfig
     tokenizer: BitwiseVQ
     no_decay = ("null_text", "pool.query")  # of the weights, beside those of every transformer
+    uncompiled = ("read", "rotation")  # texts have a length of their own in every batch; rotations are made once
 
     def __init__(self, config: InfinityConfig, tokenizer: BitwiseVQ) -> None:
         super().__init__(config.text)

@@ -14,7 +14,9 @@ from PIL import Image
 
 import nextscale
 from nextscale.core.autoencoder import AutoencoderConfig
+from nextscale.core.cross_attention import Packed
 from nextscale.core.optim import parameter_groups
+from nextscale.core.phases import leave_out
 from nextscale.core.quantizer import QuantizerConfig
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.core.training import TrainingConfig
@@ -109,6 +111,31 @@ def test_the_whole_way(trained: SimpleNamespace, images: str) -> None:
     again = infinity_recipe(images, trained.tokenizer, trained.folder / "more", init=str(trained.model))
     built = again.build(model.text_encoder, lambda source, tokenizer=None: nextscale.load(source, device="cpu"))
     assert built.config.text_drop == 0.5
+
+
+def test_texts_of_other_lengths_need_no_other_graph(trained: SimpleNamespace) -> None:
+    model = nextscale.load(trained.model, device="cpu")
+    schedule, graphs = model.config.schedule, []
+
+    def text(*lengths: int) -> Packed:
+        return Packed(torch.randn(sum(lengths), model.config.text_width), lengths)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    inputs = torch.randn(3, schedule.length - schedule.lengths[0], model.config.token_bits)
+    texts = [text(3, 5, 4), text(5, 2, 5), text(1, 4, 5)]
+    expected = [model(inputs, each) for each in texts]
+    leave_out(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend)
+    torch.testing.assert_close(compiled(inputs, texts[0]), expected[0])
+    made = len(graphs)
+    assert made > 0
+    for each, result in zip(texts[1:], expected[1:], strict=True):
+        torch.testing.assert_close(compiled(inputs, each), result)
+    assert len(graphs) == made
 
 
 def test_a_tokenizer_starts_from_another_kinds_autoencoder(images: str, tmp_path: Path) -> None:
