@@ -194,7 +194,9 @@ class TextRecipe:
         assert isinstance(run.task, TextTraining)
         held_out = self.data.open_validation_texts()
         dataset = self.data.open_texts(self.training.seed) if held_out is None else held_out
-        texts: list[str] = dataset.fetch(range(0, len(dataset), max(len(dataset) // SHOWN, 1)))["text"][:SHOWN]
+        # From the first to the last: in equal whole steps, data that repeats its classes in order would show only one.
+        numbers = sorted({place * (len(dataset) - 1) // (SHOWN - 1) for place in range(SHOWN)})
+        texts: list[str] = dataset.fetch(numbers)["text"]
         model = run.task.model
         rows = [(f"seed {seed}", list(model.generate(texts, seed=[seed] * len(texts)))) for seed in (0, 1)]
         return Examples(rows, texts)
