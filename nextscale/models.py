@@ -207,9 +207,7 @@ _MODELS = (
     NamedModel(
         "flowar-cifar10", "flowar", "CIFAR-10 classes, 32 px, over continuous latents", "Apache-2.0 (this library)"
     ),
-    NamedModel(
-        "infinity-cifar10", "infinity", 'prompts such as "a white ship", 32 px', "Apache-2.0 (this library)"
-    ),
+    NamedModel("infinity-cifar10", "infinity", 'prompts such as "a white ship", 32 px', "Apache-2.0 (this library)"),
     NamedModel("car-canny-cifar10", "car", "follows canny edges, on top of var-cifar10", "Apache-2.0 (this library)"),
     NamedModel("dar-scenes", "dar", "depth of photos, learned from synthetic scenes", "Apache-2.0 (this library)"),
     NamedModel(
