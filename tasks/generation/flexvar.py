@@ -105,6 +105,7 @@ class FlexVAR(VAR):
     config_class = FlexVARConfig
     tokenizer_class = FlexVQ
     config: FlexVARConfig
+    uncompiled = ("_entered",)  # lists change from step to step: one graph serves all
 
     def make_places(self) -> None:
         config, width = self.config, self.config.transformer.width
@@ -157,10 +158,6 @@ class FlexVAR(VAR):
         self._check(schedule)
         x, condition = self.enter(inputs, labels, schedule)
         return x, condition, visibility_bias(schedule.segments).to(x.device) if self.training else schedule.segments
-
-    def separate_lists(self) -> None:
-        """Before compiling: keep what depends on the list out of the graphs, so that one serves all lists."""
-        self._entered = torch.compiler.disable(self._entered)  # type: ignore[method-assign]
 
     def training_task(self) -> TrainingTask:
         from nextscale.tasks.generation.flexvar_training import FlexVARTraining

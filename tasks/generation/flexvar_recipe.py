@@ -96,8 +96,6 @@ class FlexVARRecipe(TokenRecipe):
         return self.lists.everything
 
     def task(self, model: FlexVAR, plan: Schedule, load: Load) -> FlexVARTraining:
-        if self.training.compile:
-            model.separate_lists()
         return FlexVARTraining(
             model,
             label_smoothing=self.label_smoothing,
