@@ -122,6 +122,8 @@ class VarFormer(nn.Module):
     The tokenizer and the prior's blocks take no gradient; its embeddings and its head do.
     """
 
+    uncompiled = ("read", "_unroll")  # every scale would be a graph of its own, of little work
+
     def __init__(self, config: VarFormerConfig, prior: VAR) -> None:
         super().__init__()
         self.config = config
@@ -195,11 +197,7 @@ class VarFormer(nn.Module):
         if not self.config.with_prior:
             return VarFormerOutput(self._restored(image, *self._nothing(image)))
         degraded = self.read(image)
-        schedule, quantizer = self.prior.config.schedule, self.tokenizer.quantizer
-        guidance = None
-        if self.config.form == "published":
-            guidance = [self.config.guidance * schedule.ratio(index) for index in range(len(schedule))]
-        rolled = unroll(self, quantizer.teacher_inputs(degraded.tokens, schedule), guidance, emitter)
+        rolled = self._unroll(degraded, emitter)
         latent = self.tokenizer.post_quant_conv(rolled.total.to(self.dtype))
         if self.decoder is None:
             return VarFormerOutput(self.tokenizer.decoder(latent).float().clamp(-1, 1), degraded, rolled)
@@ -222,6 +220,13 @@ class VarFormer(nn.Module):
         enhanced = (self.enhancement(latent) if enhance else latent).float()
         found, totals = quantizer.encode(enhanced.detach(), schedule)
         return Degraded(maps, enhanced, torch.cat(found, dim=1), enhanced + (totals[-1] - enhanced).detach())
+
+    def _unroll(self, degraded: Degraded, emitter: Emitter | None) -> RollOut:
+        schedule, guidance = self.prior.config.schedule, None
+        if self.config.form == "published":
+            guidance = [self.config.guidance * schedule.ratio(index) for index in range(len(schedule))]
+        inputs = self.tokenizer.quantizer.teacher_inputs(degraded.tokens, schedule)
+        return unroll(self, inputs, guidance, emitter)
 
     def _restored(self, image: Tensor, guides: Any, decoder_guides: Any, prior: Tensor) -> Tensor:
         assert self.encoder is not None and self.decoder is not None

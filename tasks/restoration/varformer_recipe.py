@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from nextscale.core.autoencoder import lay_out_channels_last
 from nextscale.core.training import Hooks, Metrics, Trainer, TrainingConfig
 from nextscale.datasets.images import collate
 from nextscale.datasets.restoration import RestorationDataset
@@ -88,6 +89,7 @@ class VarFormerRecipe:
         if self.without_prior:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(("encoder.", "decoder.")))
+        lay_out_channels_last(model)
         return model
 
     def trainer(self, load: Load, hooks: Hooks | None = None) -> Trainer:
