@@ -20,6 +20,17 @@ PHOTOGRAPHS = ("chelsea", "astronaut", "coffee", "rocket", "motorcycle_left", "i
 
 SCENES, SCENES_SEED = 4, 1
 SHAPES_PER_CLASS, SHAPE_GRID, SHAPE_PIXELS = 2, 96, 144
+PROMPTED = (
+    "a white airplane",
+    "a blue airplane",
+    "a brown horse",
+    "a green horse",
+    "a white horse",
+    "a blue ship",
+    "a white ship",
+    "a white truck",
+)
+PER_PROMPT = 4
 
 
 def photographs(names: tuple[str, ...] = PHOTOGRAPHS) -> dict[str, Image.Image]:
@@ -92,4 +103,27 @@ def shape_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> 
     )
 
 
-SECTIONS = {"depth": depth_section, "shapes": shape_section}
+def prompt_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> Section:
+    """Images of prompts."""
+    name, began = shipped("model of prompts", "infinity"), time.perf_counter()
+    model = nextscale.load(name)
+    count = len(PROMPTED) * PER_PROMPT
+    images = model.generate(PROMPTED, count, seed=0, batch_size=count)
+    sheet = contact_sheet(images, len(PROMPTED), PROMPTED * PER_PROMPT, scale=4)
+    drawn = save_png(sheet, folder / "prompts.png", overwrite=overwrite)
+    say(f"prompts: {time.perf_counter() - began:.1f} s")
+    return Section(
+        "Prompts",
+        [
+            f"`{name}` predicts bits in place of codes, and reads captions of ten things, each in the colour that "
+            "most of its picture has.",
+            Figure(drawn, "columns of small pictures, one for each prompt", "The first seeds of every prompt."),
+        ],
+    )
+
+
+SECTIONS = {
+    "prompts": prompt_section,
+    "depth": depth_section,
+    "shapes": shape_section,
+}

@@ -9,10 +9,11 @@ from typing import Any
 def add_arguments(parser: Any) -> None:
     from nextscale.cli.parsing import add_loading
 
+    sections = ["prompts", "depth", "shapes"]
     parser.add_argument("--out", type=str, default="out", help="folder; the page of an earlier demo there is made anew")
     parser.add_argument("--model", type=str, default="var-cifar10", help="name, file or folder")
     parser.add_argument(
-        "--also", nargs="*", type=str, default=["depth", "shapes"], help="what else is shown: any of depth, shapes"
+        "--also", nargs="*", type=str, default=sections, help=f"what else is shown: any of {', '.join(sections)}"
     )
     add_loading(parser)
 

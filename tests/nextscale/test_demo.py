@@ -14,6 +14,7 @@ from nextscale.demo import TITLE, _photographs
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextscale.demo.PER_CLASS", 2)
     monkeypatch.setattr("nextscale.demo.CLASSES", 3)
+    monkeypatch.setattr("nextscale.demo_tasks.PER_PROMPT", 1)
     monkeypatch.setattr("nextscale.demo_tasks.SCENES", 1)
     monkeypatch.setattr("nextscale.demo_tasks.SHAPES_PER_CLASS", 1)
     monkeypatch.setattr("nextscale.demo_tasks.SHAPE_GRID", 24)
@@ -37,12 +38,13 @@ def test_the_page_and_its_pictures(forms: SimpleNamespace, tmp_path: Path, capsy
         "reconstructions",
         "tokens",
         "codes",
+        "prompts",
         "depth",
         "depth-scenes",
         "shapes",
     ]
     assert names == {f"{name}.png" for name in pictures} | {"forming.webp", "index.html"}
-    assert all(f'<h2 id="{task}">' in page for task in ("depth", "shapes"))
+    assert all(f'<h2 id="{task}">' in page for task in ("prompts", "depth", "shapes"))
     (out / "mine.txt").write_text("kept")
     assert main(["demo", "--model", str(forms.folder), "--out", str(out), "--device", "cpu", "--also", "depth"]) == 0
     assert {path.name for path in out.iterdir()} == names | {"mine.txt"}
@@ -57,7 +59,7 @@ def test_a_page_of_someone_else_is_kept(forms: SimpleNamespace, tmp_path: Path) 
 
 def test_an_unknown_task_is_named(forms: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--model", str(forms.folder), "--also", "music"]) == 2
-    assert "--also 'music' is none of depth, shapes" in capsys.readouterr().err
+    assert "--also 'music' is none of prompts, depth, shapes" in capsys.readouterr().err
 
 
 def test_photographs_come_with_a_dependency() -> None:
