@@ -113,9 +113,9 @@ def make_demo(model: Any, folder: Path, name: str, say: Callable[[str], None], a
     )
     lead = (
         "A next-scale model draws a whole picture in its coarsest form first and then adds detail, scale by scale, all "
-        f"of a scale's tokens at once. Everything on this page was just drawn by `{name}`."
+        f"of a scale's tokens at once. All this was just made here, by `{name}` where no other model is named."
     )
-    footer = "Photographs under “The tokenizer” come with scikit-image. All other pictures were drawn by the model."
+    footer = "Photographs come with scikit-image. All other pictures were made by this run."
     return write_page(page, TITLE, sections, lead=lead, facts=facts, footer=footer, overwrite=demo.overwrite)
 
 

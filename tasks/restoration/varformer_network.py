@@ -24,7 +24,7 @@ Prior = Float[Tensor, "batch scales codes h w"]
 
 OWN, SKIP = 3.0, -3.0
 """Where training anew begins, before the softmax and the sigmoid: a level's own map over the prior, and in the decoder
-the encoder's map over what comes from below. On noise and JPEG, 100 steps of four crops then reach 24.5 dB, not 23.8.
+the encoder's map over what comes from below.
 """
 
 
@@ -72,10 +72,8 @@ class Fusion(nn.Module):
 
     def _begin_quietly(self) -> None:
         """Let levels pass almost unchanged at first: what untrained fusions add is noise to those below them."""
-        for last in (self.mixer.conv1x1, self.anchors.projection):
-            nn.init.zeros_(last.weight)
-            assert last.bias is not None
-            nn.init.zeros_(last.bias)
+        for parameter in (*self.mixer.conv1x1.parameters(), *self.anchors.projection.parameters()):
+            nn.init.zeros_(parameter)
         assert self.mixer.conv1x1.bias is not None
         nn.init.constant_(self.mixer.conv1x1.bias[:1], OWN)
 
