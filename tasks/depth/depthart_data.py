@@ -31,7 +31,7 @@ class DepthPictures:
         """(height, width)"""
         return self.pairs.size
 
-    def open_training(self, seed: int, labels: bool) -> PictureSet:
+    def training_images(self, seed: int, labels: bool) -> PictureSet:
         """All pictures; ``labels`` are not asked for, and not there."""
         return PictureSet(self.pairs.open_training(seed), self.normalizer)
 

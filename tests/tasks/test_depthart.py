@@ -289,3 +289,30 @@ def test_published_sizes():
 def test_codes_of_another_tokenizer_are_refused(build, tiny):
     with pytest.raises(ValueError, match="belong together"):
         DepthART(build().config, tiny.tokenizer(vocabulary=32))
+
+
+def test_from_scenes_to_a_depth_model_on_the_command_line(tmp_path):
+    """A tokenizer of photos and depth maps, then both objectives over its tokens."""
+    from nextscale.cli import main
+
+    scenes = str(tmp_path / "scenes")
+    assert main(["prepare", "scenes", scenes, "--number", "6", "--size", "16x16", "--workers", "1"]) == 0
+    sizes = ["--data.pairs.height", "16", "--data.pairs.width", "16", "--scales", "1 2 4"]
+    sizes += ["--autoencoder.channels", "8", "--autoencoder.multipliers", "[1, 1, 1]", "--autoencoder.blocks", "1"]
+    sizes += ["--autoencoder.latent_channels", "8", "--quantizer.channels", "8", "--quantizer.vocabulary", "16"]
+    sizes += ["--autoencoder.norm_groups", "4"]
+    steps = ["--training.epochs", "1", "--training.batch_size", "3"]
+    data = ["--data.pairs.source", scenes, "--data.pairs.validation", scenes]
+    tokenizer = str(tmp_path / "tokenizer")
+    assert main(["train", "depth-tokenizer", *data, *sizes, *steps, "--training.output", tokenizer]) == 0
+    assert (tmp_path / "tokenizer" / "samples" / "step-00000004.png").is_file()
+
+    data = ["--data.source", scenes, "--data.validation", scenes, "--data.height", "16", "--data.width", "16"]
+    for objective in ("refined", "plain"):
+        run = str(tmp_path / objective)
+        command = ["train", "depthart", *data, "--tokenizer", tokenizer, "--objective", objective, "--depth", "1"]
+        assert main([*command, *steps, "--training.output", run]) == 0
+        model = nextscale.load(run)
+        assert model.config.training == objective
+        found = model.predict(torch.rand(3, 20, 30), seed=0)
+        assert found.unit == "relative" and found.depth.shape == (20, 30)
