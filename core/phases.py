@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from nextscale.core.muon import Muon, muon_groups
 from nextscale.core.optim import ExponentialAverage, parameter_groups
 from nextscale.core.random import sample_draws
 from nextscale.core.runlog import Metrics
@@ -113,7 +114,11 @@ def prepare(module: nn.Module, config: TrainingConfig, accelerator: Accelerator,
         wrapped = replicate(call, accelerator.device)
     fused = accelerator.device.type == "cuda"
     groups = parameter_groups(module, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=config.betas, fused=fused or None)
+    optimizer: torch.optim.AdamW
+    if config.optimizer == "muon":
+        optimizer = Muon(muon_groups(module, groups), lr=peak, betas=config.betas)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=config.betas, fused=fused or None)
     average = ExponentialAverage(module, config.average) if config.average else None
     dropping = [part for part in module.modules() if isinstance(part, StochasticDepth)]
     return Phase(module, optimizer, accelerator.prepare_optimizer(optimizer), average, call, wrapped, dropping)

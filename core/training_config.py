@@ -17,6 +17,8 @@ class TrainingConfig:
         epochs: length of the run, in passes over the data.
         batch_size: samples per optimiser step, over all processes and accumulated micro-batches.
         accumulation: micro-batches per optimiser step.
+        optimizer: ``adamw``, or ``muon`` for the matrices inside the model (:mod:`nextscale.core.muon`), which small
+            models, convolutions above all, learn faster with.
         learning_rate: peak rate per 256 samples: the rate used is this times batch_size / 256.
         schedule, start_rate, end_rate: see :class:`nextscale.core.optim.Schedule`.
         warmup_epochs: None: one fiftieth of the run.
@@ -35,6 +37,7 @@ class TrainingConfig:
     epochs: float = 200.0
     batch_size: int = 768
     accumulation: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05

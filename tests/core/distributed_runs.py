@@ -163,6 +163,8 @@ def main(folder: Path) -> None:
     half = {"precision": "bf16", "average": 0.0}
     found["half_alone"] = alone("half_alone", **half)
     found["half_fsdp"] = launch(2, lambda rank: train(folder / "half_fsdp", sharding="full", **half))[0]
+    found["muon_alone"] = alone("muon_alone", optimizer="muon")
+    found["muon_fsdp"] = launch(2, lambda rank: train(folder / "muon_fsdp", sharding="full", optimizer="muon"))[0]
 
     found["stopped"] = launch(2, lambda rank: stopped(folder / "stopped", 5, 1, sharding="full"))
     found["stopped_names"] = names(folder / "stopped")

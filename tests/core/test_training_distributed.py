@@ -63,6 +63,13 @@ def test_half_precision_is_that_of_one_process_up_to_rounding(runs: tuple[Path, 
     same_curve(found["half_alone"], found["half_fsdp"], 0.05)
 
 
+def test_sharded_matrices_are_made_orthogonal_as_a_whole(runs: tuple[Path, Any]) -> None:
+    """In bfloat16, where sums in another order tell; parts by themselves would end far from here."""
+    found = runs[1]
+    same_curve(found["muon_alone"], found["muon_fsdp"], 0.02)
+    same_end(found["muon_alone"], found["muon_fsdp"], 0.02)
+
+
 def test_what_no_process_could_read_is_listed_of_all(runs: tuple[Path, Any]) -> None:
     listed = (runs[0] / "ddp" / "skipped.txt").read_text().splitlines()
     assert sorted(listed) == ["0.png", "1.png"]
