@@ -180,8 +180,8 @@ def _sides(size: tuple[float, float]) -> str:
 def example_images(data: ImageData, seed: int, count: int = 8) -> Tensor:
     """Images to show a tokenizer's reconstructions of, spread over the held-out set, (count, 3, height, width)."""
     dataset = data.open_validation(labels=False) or data.training_images(seed, labels=False)
-    count = min(count, len(dataset))
-    return dataset.fetch(list(range(0, count * (len(dataset) // count), len(dataset) // count)))["image"]
+    places = torch.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=torch.float64).round().long()
+    return dataset.fetch(places.tolist())["image"]
 
 
 @torch.no_grad()
