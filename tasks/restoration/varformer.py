@@ -56,6 +56,8 @@ class VarFormerConfig:
             the tokenizer's decoder from what the roll-out gives.
         adjust: the restoration decoder is adjusted to the frozen one's maps by deformable convolutions.
         decoder_blocks: residual blocks per level of the restoration decoder.
+        refinement: residual blocks at full resolution, without norms, after all that the paper has; what small networks
+            learn fastest. The ``"published"`` form has none.
         encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
             of two such blocks in every selector and mixer.
         guidance: strength at the last scale between the two rows that each image has in the ``"published"`` form.
@@ -71,6 +73,7 @@ class VarFormerConfig:
     restoration: bool = True
     adjust: bool = False
     decoder_blocks: int = 2
+    refinement: int = 0
     encoder_heads: int = 8
     decoder_heads: int = 4
     window: int = 4
@@ -82,6 +85,8 @@ class VarFormerConfig:
     def __post_init__(self) -> None:
         if self.form not in ("published", "fixed"):
             raise ValueError(f"form is {self.form!r}, expected 'published' or 'fixed'")
+        if self.refinement and self.form == "published":
+            raise ValueError(f"the published form has no refinement, {self.refinement} blocks were asked for")
         if not (self.with_prior or self.restoration):
             raise ValueError("without the prior there is nothing to draw from but a restoration network")
 
@@ -152,7 +157,7 @@ class VarFormer(nn.Module):
             autoencoder = tokenizer.autoencoder
             self.encoder = MainEncoder(autoencoder, fusion)
             fusion = replace(fusion, heads=config.decoder_heads)
-            self.decoder = MainDecoder(autoencoder, fusion, config.decoder_blocks, config.adjust)
+            self.decoder = MainDecoder(autoencoder, fusion, config.decoder_blocks, config.adjust, config.refinement)
 
     @property
     def tokenizer(self) -> ResidualVQ:
@@ -358,7 +363,15 @@ class VarFormer(nn.Module):
         """The official state dict, the tokenizer and the prior in it; what nothing reads there is zero.
 
         Loads strictly into the official code; see :meth:`official_differences` for what that must then be changed in.
+
+        Raises:
+            ValueError: the model has a refinement, which the official code does not.
         """
+        if self.config.refinement:
+            raise ValueError(
+                f"the official code has no place for {self.config.refinement} blocks of refinement: save this model in "
+                "this library's form"
+            )
         state = self.state_dict()
         if self.config.form != "published":
             twin = self.empty(replace(self.config, form="published"), self.prior.config, self.tokenizer.config)

@@ -72,8 +72,8 @@ class Fusion(nn.Module):
 
     def _begin_quietly(self) -> None:
         """Let levels pass almost unchanged at first: what untrained fusions add is noise to those below them."""
-        for parameter in (*self.mixer.conv1x1.parameters(), *self.anchors.projection.parameters()):
-            nn.init.zeros_(parameter)
+        _silence(self.mixer.conv1x1)
+        _silence(self.anchors.projection)
         assert self.mixer.conv1x1.bias is not None
         nn.init.constant_(self.mixer.conv1x1.bias[:1], OWN)
 
@@ -167,15 +167,52 @@ def decode_levels(decoder: Decoder, latent: Map, stop: int = 0) -> tuple[Map, di
     return start, levels
 
 
+class RefinementBlock(nn.Module):
+    """conv, ReLU, conv, plus the input, without norms (Lim et al. 2017, EDSR); at first, the input alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        _silence(self.conv2)
+
+    def forward(self, x: Map) -> Map:
+        return x + cast(Tensor, self.conv2(F.relu(self.conv1(x))))
+
+
+class Refinement(nn.Module):
+    """What is still wrong with restored pixels, from these, the degraded ones and the decoder's last map.
+
+    A last stage at full resolution, as Restormer has it (Zamir et al. 2022, section 3). At first it finds nothing.
+    """
+
+    def __init__(self, channels: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.Sequential(*(RefinementBlock(width) for _ in range(blocks)))
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        _silence(self.conv_out)
+
+    def forward(self, *maps: Map) -> Map:
+        return cast(Tensor, self.conv_out(F.relu(self.blocks(self.conv_in(torch.cat(maps, dim=1))))))
+
+
+def _silence(layer: nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class MainDecoder(nn.Module):
     """From the latent to the image, with the main encoder's maps and the prior entering before a level's blocks.
 
     Args:
         blocks: residual blocks per level.
         adjust: whether maps are adjusted to the frozen decoder's (:class:`Adjustment`).
+        refinement: blocks of a :class:`Refinement`, of the first level's width; 0: there is none.
     """
 
-    def __init__(self, config: AutoencoderConfig, sizes: FusionSizes, blocks: int, adjust: bool) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, sizes: FusionSizes, blocks: int, adjust: bool, refinement: int = 0
+    ) -> None:
         super().__init__()
         multipliers, groups = config.multipliers, config.norm_groups
         widths = [config.channels * m for m in multipliers]
@@ -199,6 +236,7 @@ class MainDecoder(nn.Module):
             self.adjustments["middle"] = Adjustment(widths[-1], multipliers[-1], 0, groups, join=False)
             for i in range(1, len(widths)):
                 self.adjustments[str(i)] = Adjustment(outputs[i], multipliers[i - 1], widths[i], groups, join=True)
+        self.refinement = Refinement(outputs[0] + 6, widths[0], refinement) if refinement else None
         # Published files hold a convolution of a map that a softmax over one channel has made all ones.
         self.unused = nn.Conv2d(1, 1, 1) if sizes.published else None
 
@@ -228,5 +266,6 @@ class MainDecoder(nn.Module):
             h = self.levels[i](h)
             if i > 0 and self.adjustments:
                 h, handed_on = self.adjustments[str(i)](h, guides[1][i - 1], handed_on)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return h * (1 - self.input_share) + image * self.input_share
+        h = F.silu(self.norm_out(h))
+        pixels: Tensor = self.conv_out(h) * (1 - self.input_share) + image * self.input_share
+        return pixels if self.refinement is None else pixels + self.refinement(pixels, image, h)

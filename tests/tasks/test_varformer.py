@@ -1,5 +1,7 @@
 """VarFormer: sizes, forms, batches, any size, files."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -138,6 +140,26 @@ def test_impossible_configurations(tiny):
         VarFormerConfig(form="right")
     with pytest.raises(ValueError, match="nothing to draw from"):
         VarFormerConfig(restoration=False, with_prior=False)
+    with pytest.raises(ValueError, match="has no refinement, 2 blocks were asked for"):
+        VarFormerConfig(refinement=2, form="published")
+
+
+def test_a_refinement_begins_with_nothing_and_is_kept(tiny, images, tmp_path):
+    torch.manual_seed(0)
+    config = VarFormerConfig(**SMALL, encoder_heads=4, window_groups=1, refinement=2)
+    model = VarFormer(config, tiny.var()).eval()
+    plain = VarFormer(replace(config, refinement=0), model.prior).eval()
+    state = model.state_dict()
+    plain.load_state_dict({name: value for name, value in state.items() if ".refinement." not in name})
+    with torch.inference_mode():
+        assert torch.equal(model(images).pixels, plain(images).pixels)
+        torch.nn.init.normal_(model.decoder.refinement.conv_out.weight)
+        changed = model(images).pixels
+        assert (changed - plain(images).pixels).abs().mean() > 0.01
+        again = nextscale.load(model.save(tmp_path / "model"), device="cpu")
+        assert torch.equal(again(images).pixels, changed)
+    with pytest.raises(ValueError, match="no place for 2 blocks of refinement"):
+        model.to_official()
 
 
 # --- files ----------------------------------------------------------------------------------------------
