@@ -56,8 +56,8 @@ class VarFormerConfig:
             the tokenizer's decoder from what the roll-out gives.
         adjust: the restoration decoder is adjusted to the frozen one's maps by deformable convolutions.
         decoder_blocks: residual blocks per level of the restoration decoder.
-        refinement: residual blocks at full resolution, without norms, after all that the paper has; what small networks
-            learn fastest. The ``"published"`` form has none.
+        refinement, refinement_width: residual blocks at full resolution, without norms, after all that the paper has,
+            and their channels; what small networks learn fastest. The ``"published"`` form has none.
         encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
             of two such blocks in every selector and mixer.
         guidance: strength at the last scale between the two rows that each image has in the ``"published"`` form.
@@ -74,6 +74,7 @@ class VarFormerConfig:
     adjust: bool = False
     decoder_blocks: int = 2
     refinement: int = 0
+    refinement_width: int = 32
     encoder_heads: int = 8
     decoder_heads: int = 4
     window: int = 4
@@ -157,7 +158,13 @@ class VarFormer(nn.Module):
             autoencoder = tokenizer.autoencoder
             self.encoder = MainEncoder(autoencoder, fusion)
             fusion = replace(fusion, heads=config.decoder_heads)
-            self.decoder = MainDecoder(autoencoder, fusion, config.decoder_blocks, config.adjust, config.refinement)
+            self.decoder = MainDecoder(
+                autoencoder,
+                fusion,
+                config.decoder_blocks,
+                config.adjust,
+                (config.refinement, config.refinement_width),
+            )
 
     @property
     def tokenizer(self) -> ResidualVQ:

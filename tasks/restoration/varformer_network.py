@@ -185,7 +185,7 @@ class Refinement(nn.Module):
     A last stage at full resolution, as Restormer has it (Zamir et al. 2022, section 3). At first it finds nothing.
     """
 
-    def __init__(self, channels: int, width: int, blocks: int) -> None:
+    def __init__(self, channels: int, blocks: int, width: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(RefinementBlock(width) for _ in range(blocks)))
@@ -207,11 +207,16 @@ class MainDecoder(nn.Module):
     Args:
         blocks: residual blocks per level.
         adjust: whether maps are adjusted to the frozen decoder's (:class:`Adjustment`).
-        refinement: blocks of a :class:`Refinement`, of the first level's width; 0: there is none.
+        refinement: blocks and width of a :class:`Refinement`; without blocks there is none.
     """
 
     def __init__(
-        self, config: AutoencoderConfig, sizes: FusionSizes, blocks: int, adjust: bool, refinement: int = 0
+        self,
+        config: AutoencoderConfig,
+        sizes: FusionSizes,
+        blocks: int,
+        adjust: bool,
+        refinement: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         multipliers, groups = config.multipliers, config.norm_groups
@@ -236,7 +241,7 @@ class MainDecoder(nn.Module):
             self.adjustments["middle"] = Adjustment(widths[-1], multipliers[-1], 0, groups, join=False)
             for i in range(1, len(widths)):
                 self.adjustments[str(i)] = Adjustment(outputs[i], multipliers[i - 1], widths[i], groups, join=True)
-        self.refinement = Refinement(outputs[0] + 6, widths[0], refinement) if refinement else None
+        self.refinement = Refinement(outputs[0] + 6, *refinement) if refinement[0] else None
         # Published files hold a convolution of a map that a softmax over one channel has made all ones.
         self.unused = nn.Conv2d(1, 1, 1) if sizes.published else None
 
