@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -160,6 +161,7 @@ def speed(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     folder = made_up(out / "folder")
     words = ["evaluate", "depth", str(folder / "predictions"), "--data", str(folder / "pairs.yaml")]
     words += ["--dataset", "folder", "--out", str(out / "evaluation"), "--top", "0"]
+    shutil.rmtree(out / "evaluation", ignore_errors=True)  # else it would go on from there, at once
     found = timed(words)
     return {"photos": figures, "predictions_per_second": PREDICTIONS / found["seconds"]}
 

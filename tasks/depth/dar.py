@@ -75,10 +75,10 @@ class DARConfig:
 
 TINY = DARConfig(
     DARDecoderConfig(
-        DARTransformerConfig(width=160, depth=3, heads=4, token_width=96, memory_width=160),
-        OrdinalBins(max_depth=80.0),
+        DARTransformerConfig(width=128, depth=3, heads=4, token_width=96, memory_width=128),
+        OrdinalBins(min_depth=0.3, max_depth=80.0, spacing="log"),
         ScaleSchedule.parse("3x4 6x8 12x16"),
-        context_width=48,
+        context_width=64,
         bin_width=16,
         width=48,
         up_widths=(48,),
@@ -86,7 +86,7 @@ TINY = DARConfig(
         log_bins=True,
         norm="group",
     ),
-    conv=ConvEncoderConfig((48, 80, 112, 176), outputs=160, features=48),
+    conv=ConvEncoderConfig(),
     image_size=(96, 128),
 )
 """For small machines: rooms and streets at 96 x 128 pixels."""

@@ -6,8 +6,10 @@ neighbours, is the range that the next scale divides anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +27,8 @@ class OrdinalBins:
         refined: the divided ranges give the next scale's centres (the paper). Else the first, uniform centres serve at
             every scale, as in the published code, which computes the others and reads them nowhere.
         last_edge: the range may reach to the last edge; the published code stops one before it.
+        spacing: bins are of one width (the paper), or each is wider than the one before by one factor, which puts more
+            of them where a metre counts more (spacing-increasing discretisation: Fu et al. 2018, DORN, equation 1).
 
     Raises:
         ValueError: the range is empty, or there are fewer than two bins.
@@ -36,6 +40,7 @@ class OrdinalBins:
     neighbours: int = 1
     refined: bool = True
     last_edge: bool = True
+    spacing: Literal["uniform", "log"] = "uniform"
 
     def __post_init__(self) -> None:
         if not 0 < self.min_depth < self.max_depth:
@@ -46,12 +51,21 @@ class OrdinalBins:
         if self.count < 2 or self.neighbours < 0:
             raise ValueError(f"{self.count} bins and {self.neighbours} neighbours; expected 2 or more, and 0 or more")
 
-    def uniform(self, like: Tensor) -> Float[Tensor, "1 edges 1 1"]:
-        """The first edges: of equal intervals, for every pixel the same."""
-        width = (self.max_depth - self.min_depth) / self.count
-        steps = like.new_full((self.count + 1,), width, dtype=torch.float32)
-        steps[0] = self.min_depth
-        return steps.cumsum(0)[None, :, None, None]
+    def first(self, like: Tensor) -> Float[Tensor, "1 edges 1 1"]:
+        """The edges of the whole range's bins, for every pixel the same."""
+        low, high = self.min_depth, self.max_depth
+        if self.spacing == "log":
+            low, high = math.log(low), math.log(high)
+        steps = like.new_full((self.count + 1,), (high - low) / self.count, dtype=torch.float32)
+        steps[0] = low
+        return self._depths(steps.cumsum(0))[None, :, None, None]
+
+    def _spaced(self, depth: Tensor) -> Tensor:
+        """Depths on the scale on which bins are of one width."""
+        return depth.log() if self.spacing == "log" else depth
+
+    def _depths(self, spaced: Tensor) -> Tensor:
+        return spaced.exp() if self.spacing == "log" else spaced
 
     def labels(
         self, depth: Float[Tensor, "batch 1 height width"], edges: Float[Tensor, "*batch edges height width"]
@@ -63,20 +77,21 @@ class OrdinalBins:
     def divide(
         self, edges: Float[Tensor, "*batch edges height width"], labels: Int[Tensor, "batch 1 height width"]
     ) -> Float[Tensor, "batch edges height width"]:
-        """The edges of ``count`` equal intervals over each pixel's bin and its neighbours."""
+        """The edges of ``count`` intervals over each pixel's bin and its neighbours, spaced alike."""
         edges = edges.expand(len(labels), -1, *labels.shape[-2:])
         left = edges.gather(1, (labels - self.neighbours).clamp_min(0))
         last = self.count if self.last_edge else self.count - 1
         right = edges.gather(1, (labels + self.neighbours + 1).clamp_max(last))
-        width = (right - left).abs() / self.count
-        steps = torch.cat((left.clamp_min(self.min_depth), width.expand(-1, self.count, -1, -1)), dim=1)
-        return steps.cumsum(1).clamp(self.min_depth, self.max_depth)
+        width = (self._spaced(right) - self._spaced(left)).abs() / self.count
+        start = self._spaced(left.clamp_min(self.min_depth))
+        steps = torch.cat((start, width.expand(-1, self.count, -1, -1)), dim=1)
+        return self._depths(steps.cumsum(1)).clamp(self.min_depth, self.max_depth)
 
     def trace(
         self, depths: Sequence[Float[Tensor, "batch 1 height width"]]
     ) -> tuple[list[Int[Tensor, "batch 1 height width"]], list[Float[Tensor, "*batch edges height width"]]]:
         """The labels of every scale's depths, and the edges that they are looked up in, divided from scale to scale."""
-        edges, labels = [self.uniform(depths[0])], []
+        edges, labels = [self.first(depths[0])], []
         for depth in depths:
             labels.append(self.labels(depth, edges[-1]))
             edges.append(self.divide(edges[-1], labels[-1]))

@@ -230,7 +230,7 @@ class DARDecoder(nn.Module):
             )
         size = schedule.scaled(2)
         of_context = self.gru.of_context(_resize(context, size))
-        edges = config.bins.uniform(memory)
+        edges = config.bins.first(memory)
         of_bins = self._of_bins(edges, size)
         for index, tokens in enumerate(self.grow(memory, schedule)):
             scale = schedule[index]

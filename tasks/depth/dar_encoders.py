@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nextscale.core.autoencoder import ResidualBlock
 from nextscale.tasks.depth.dar_necks import GROUPS, PatchPyramid
 from nextscale.tasks.depth.dar_vit import DINOV2, VisionTransformer, ViTConfig
 
@@ -76,53 +75,58 @@ class PatchEncoder(nn.Module):
 class ConvEncoderConfig:
     """Attributes:
 
-    widths: channels at 1/2, 1/4, 1/8, … of the image's size.
-    blocks: residual blocks at each size but the first.
-    outputs: channels of the tokens, at the last size.
-    features: channels of the finer map, at 1/4 of the image's size.
+    widths: channels at 1/2, 1/4, 1/8, … of the image's size. Tokens have those of the last size but one, features those
+        at 1/4.
+    blocks: residual blocks at each size but the first, on the way down.
     """
 
-    widths: tuple[int, ...] = (32, 64, 96, 128)
+    widths: tuple[int, ...] = (32, 64, 96, 128, 152)
     blocks: int = 2
-    outputs: int = 192
-    features: int = 64
 
     def __post_init__(self) -> None:
-        if len(self.widths) < 2 or any(width % GROUPS for width in (*self.widths, self.outputs, self.features)):
+        if len(self.widths) < 3 or min(self.widths) < 1 or self.blocks < 1:
             raise ValueError(
-                f"widths {self.widths}, outputs {self.outputs} and features {self.features} must be multiples of "
-                f"{GROUPS}, and there must be two widths or more"
+                f"widths {self.widths} with {self.blocks} blocks make no encoder: expected three widths or more and at "
+                "least one block"
             )
 
 
-class ConvEncoder(nn.Module):
-    """Residual convolutions that halve the image several times, and a path back up to a quarter of its size.
+class BasicBlock(nn.Module):
+    """conv, batch norm, ReLU, conv, batch norm, plus the input, ReLU (He et al. 2016, "Deep residual learning")."""
 
-    Beside the colours they see where each pixel is: what lies low in a picture is mostly near.
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Sequential | None = None
+        if inputs != outputs or stride != 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(h + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ConvEncoder(nn.Module):
+    """A U-Net (Ronneberger et al. 2015) of residual blocks, from half of the image's size down and up to a quarter.
+
+    Beside the colours it sees where each pixel is: what lies low in a picture is mostly near. Its batch norms keep the
+    statistics of the weights as they are, not of their average: train it with ``average: 0``.
     """
 
     def __init__(self, config: ConvEncoderConfig) -> None:
         super().__init__()
         self.config, widths = config, config.widths
-        self.enter = nn.Conv2d(5, widths[0], 3, stride=2, padding=1)
-        self.stages = nn.ModuleList(
+        self.enter = nn.Sequential(
+            nn.Conv2d(5, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
+        self.down = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-                *(ResidualBlock(outputs, outputs, GROUPS) for _ in range(config.blocks)),
+                BasicBlock(inputs, outputs, stride=2), *(BasicBlock(outputs, outputs) for _ in range(config.blocks - 1))
             )
             for inputs, outputs in pairwise(widths)
         )
-        # What residual blocks add up has no bound of its own: without norms it grows until the decoder's gates shut.
-        self.sideways = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, config.features, 1))
-            for width in widths[1:]
-        )
-        self.smooth = nn.Sequential(
-            nn.Conv2d(config.features, config.features, 3, padding=1), nn.GroupNorm(GROUPS, config.features), nn.SiLU()
-        )
-        self.tokens = nn.Sequential(
-            nn.Conv2d(widths[-1], config.outputs, 1), nn.GroupNorm(GROUPS, config.outputs), nn.ReLU()
-        )
+        self.up = nn.ModuleList(BasicBlock(below + here, here) for here, below in reversed(list(pairwise(widths[1:]))))
 
     @property
     def multiple(self) -> int:
@@ -132,22 +136,20 @@ class ConvEncoder(nn.Module):
     @property
     def widths(self) -> tuple[int, int]:
         """Channels of tokens and features."""
-        return self.config.outputs, self.config.features
+        return self.config.widths[-2], self.config.widths[1]
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor]:
-        h = F.silu(self.enter(torch.cat((images, _places(images)), dim=1)))
+        images = torch.cat((images, _places(images)), dim=1).contiguous(memory_format=torch.channels_last)
+        h = self.enter(images)
         levels: list[Tensor] = []
-        for stage in self.stages:
+        for stage in self.down:
             h = stage(h)
             levels.append(h)
-        path: Tensor | None = None
-        for layer, level in zip(reversed(self.sideways), reversed(levels), strict=True):
-            across = layer(level)
-            if path is not None:
-                across = across + F.interpolate(path, scale_factor=2.0, mode="nearest")
-            path = across
-        assert path is not None
-        return self.tokens(h), self.smooth(path)
+        path: list[Tensor] = [levels.pop()]
+        for block in self.up:
+            enlarged = F.interpolate(path[-1], scale_factor=2.0, mode="nearest")
+            path.append(block(torch.cat((enlarged, levels.pop()), dim=1)))
+        return path[1], path[-1]
 
 
 def _places(images: Tensor) -> Float[Tensor, "batch 2 height width"]:

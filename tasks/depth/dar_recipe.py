@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ class DARRecipe:
         preset: sizes and encoder: dar-small, dar-base, dar-large (the paper's) or dar-tiny.
         scales: token grids; None: the preset's.
         depth, width, heads: of the transformer; None: the preset's.
-        max_depth: metres that the bins reach to; None: the preset's.
+        min_depth, max_depth: metres that the bins reach from and to; None: the preset's.
+        spacing: bins of one width, the paper's, or of one ratio (:class:`OrdinalBins`); None: the preset's.
         causal, refined: the paper's mask and its bins; without both, the published code's model.
         backbone: file or folder of a trained DINOv2 or Stable Diffusion, for the presets whose encoder that is.
         classifier: folder of a trained ViT-B/16 classifier, for Stable Diffusion's scene embedding.
@@ -51,9 +53,10 @@ class DARRecipe:
     depth: int | None = None
     width: int | None = None
     heads: int | None = None
-    min_depth: float = 1e-3
+    min_depth: float | None = None
     max_depth: float | None = None
     bins: int = 16
+    spacing: Literal["uniform", "log"] | None = None
     causal: bool = True
     refined: bool = True
     variance_focus: float = VARIANCE_FOCUS
@@ -99,9 +102,10 @@ class DARRecipe:
                 ),
                 bins=replace(
                     decoder.bins,
-                    min_depth=self.min_depth,
+                    min_depth=self.min_depth or decoder.bins.min_depth,
                     max_depth=self.max_depth or decoder.bins.max_depth,
                     count=self.bins,
+                    spacing=self.spacing or decoder.bins.spacing,
                     refined=self.refined,
                 ),
                 schedule=ScaleSchedule.parse(self.scales) if self.scales else decoder.schedule,
