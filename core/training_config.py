@@ -17,8 +17,7 @@ class TrainingConfig:
         epochs: length of the run, in passes over the data.
         batch_size: samples per optimiser step, over all processes and accumulated micro-batches.
         accumulation: micro-batches per optimiser step.
-        optimizer: ``adamw``, or ``muon`` for the matrices inside the model (:mod:`nextscale.core.muon`), which small
-            models, convolutions above all, learn faster with.
+        optimizer: ``adamw``, or ``muon`` for the matrices inside the model (:mod:`nextscale.core.muon`).
         learning_rate: peak rate per 256 samples: the rate used is this times batch_size / 256.
         schedule, start_rate, end_rate: see :class:`nextscale.core.optim.Schedule`.
         warmup_epochs: None: one fiftieth of the run.

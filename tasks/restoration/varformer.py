@@ -57,7 +57,7 @@ class VarFormerConfig:
         adjust: the restoration decoder is adjusted to the frozen one's maps by deformable convolutions.
         decoder_blocks: residual blocks per level of the restoration decoder.
         refinement, refinement_width: residual blocks at full resolution, without norms, after all that the paper has,
-            and their channels; what small networks learn fastest. The ``"published"`` form has none.
+            and their channels, meant for small networks. The ``"published"`` form has none.
         encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
             of two such blocks in every selector and mixer.
         guidance: strength at the last scale between the two rows that each image has in the ``"published"`` form.
