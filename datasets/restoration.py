@@ -49,6 +49,7 @@ def open_restoration(
     length: int | None = None,
     crop: bool = True,
     whole_check: bool = False,
+    region: int | None = None,
 ) -> RestorationDataset:
     """Open the sources of a training run; every missing or damaged file of all of them is told before it starts.
 
@@ -58,6 +59,9 @@ def open_restoration(
         length: samples in an epoch; the images of all sources unless given.
         crop: at random; else the centre, for validation.
         whole_check: decode every file beforehand; else only headers and ends of files are looked at.
+        region: clean photographs are degraded in squares whose sides are drawn between ``size`` and this, from which
+            the crops are then cut, as tiles are from a photograph: haze does not clear within every crop, blocks of
+            JPEG do not begin at its corner. None: ``size``.
 
     Raises:
         nextscale.datasets.pairs.PairError: lists what is wrong with the files.
@@ -65,6 +69,8 @@ def open_restoration(
     """
     if not sources or size < 1 or (length is not None and length < 1):
         raise ValueError(f"{len(sources)} sources, crops of {size} and length {length}; expected at least 1 of each")
+    if region is not None and region < size:
+        raise ValueError(f"region is {region}; crops of {size} are cut from it, so expected at least {size}")
     found, problems = [], []
     for source in sources:
         try:
@@ -88,6 +94,7 @@ def open_restoration(
         seed=seed,
         length=length or sum(len(pairs.items) for pairs in found),
         crop=crop,
+        region=region or size,
     )
 
 
@@ -112,9 +119,10 @@ class RestorationDataset:
         seed: int,
         length: int,
         crop: bool,
+        region: int,
     ) -> None:
         self.parts, self.size, self.flip, self.rotate, self.seed = parts, size, flip, rotate, seed
-        self.length, self.crop = length, crop
+        self.length, self.crop, self.region = length, crop, region
         self._counts = np.array([len(pairs.items) for _, pairs in parts])
         weights = np.array([source.weight for source, _ in parts])
         self._shares = np.cumsum(weights / weights.sum())
@@ -129,23 +137,25 @@ class RestorationDataset:
         epoch, index = map(int, key) if isinstance(key, tuple) else (0, int(key))
         if not 0 <= index < self.length:
             raise IndexError(f"sample {index} of {self.length}")
-        which, image, across, down, mirrored, turns = uniforms(self.seed, epoch, index, 6)
+        which, image, across, down, mirrored, turns, larger, right, low = uniforms(self.seed, epoch, index, 9)
         source, pairs, pair = self._chosen(index, which, image)
         clean, degraded = self._read(pair, source, pairs)
-        place = (across, down) if self.crop else None
-        clean, degraded = (as_float(_square(x, self.size, place)) for x in (clean, degraded))
-        kind = source.dataset.partition(":")[0]
-        if source.degradation is not None:
-            kind = source.degradation.choose(self.seed, epoch, index)
-            steps = source.degradation.pipelines[kind]
-            steps = tuple(replace(step, enlarge=True) if isinstance(step, Downsample) else step for step in steps)
-            degraded, clean = degrade(clean, steps, self.seed, epoch, index)
-            # Steps may have cropped a few pixels away.
-            clean, degraded = (_square(x, self.size, None) for x in (clean, degraded))
+        mixture = source.degradation
+        side = self.size if mixture is None else self.size + int(larger * (self.region - self.size + 1))
+        clean, degraded = (as_float(_square(x, side, (across, down) if self.crop else None)) for x in (clean, degraded))
         if self.flip and mirrored < 0.5:
             clean, degraded = clean.flip(-1), degraded.flip(-1)
         if self.rotate:
             clean, degraded = (x.rot90(int(4 * turns), (-2, -1)) for x in (clean, degraded))
+        kind = source.dataset.partition(":")[0]
+        if mixture is not None:
+            kind = mixture.choose(self.seed, epoch, index)
+            steps = mixture.pipelines[kind]
+            steps = tuple(replace(step, enlarge=True) if isinstance(step, Downsample) else step for step in steps)
+            degraded, clean = degrade(clean, steps, self.seed, epoch, index)
+            # Steps may have cropped a few pixels away.
+            place = (right, low) if self.crop and side > self.size else None
+            clean, degraded = (_square(x, self.size, place) for x in (clean, degraded))
         return {
             "degraded": degraded.contiguous() * 2 - 1,
             "clean": clean.contiguous() * 2 - 1,

@@ -21,7 +21,8 @@ class RestorationData:
             drawn for every crop. None: clean images stay as they are, as in VarFormer's first stage.
         weights: how often each degradation is drawn, by name; all alike unless given.
         size: side of the crops, in pixels.
-        flip, rotate: mirror, and turn by quarters, at random.
+        region: photographs are degraded in squares of up to this side, of which the crops are cut; None: ``size``.
+        flip, rotate: mirror, and turn by quarters, at random, before anything is degraded.
         crops: per epoch; None: as many as there are images.
     """
 
@@ -30,6 +31,7 @@ class RestorationData:
     degradations: dict[str, str] = field(default_factory=dict)
     weights: dict[str, float] | None = None
     size: int = 256
+    region: int | None = None
     flip: bool = False
     rotate: bool = False
     crops: int | None = None
@@ -43,6 +45,7 @@ class RestorationData:
             rotate=self.rotate,
             seed=seed,
             length=self.crops,
+            region=self.region,
         )
 
     def open_validation(self) -> RestorationDataset | None:

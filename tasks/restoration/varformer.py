@@ -58,6 +58,8 @@ class VarFormerConfig:
         decoder_blocks: residual blocks per level of the restoration decoder.
         refinement, refinement_width: residual blocks at full resolution, without norms, after all that the paper has,
             and their channels, meant for small networks. The ``"published"`` form has none.
+        injected: levels of encoder and decoder that the prior enters, from the coarsest up; None: all but full
+            resolution, as published. Attention in windows takes most of a small network's time at its finest ones.
         encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
             of two such blocks in every selector and mixer.
         guidance: strength at the last scale between the two rows that each image has in the ``"published"`` form.
@@ -75,6 +77,7 @@ class VarFormerConfig:
     decoder_blocks: int = 2
     refinement: int = 0
     refinement_width: int = 32
+    injected: int | None = None
     encoder_heads: int = 8
     decoder_heads: int = 4
     window: int = 4
@@ -88,6 +91,8 @@ class VarFormerConfig:
             raise ValueError(f"form is {self.form!r}, expected 'published' or 'fixed'")
         if self.refinement and self.form == "published":
             raise ValueError(f"the published form has no refinement, {self.refinement} blocks were asked for")
+        if self.injected is not None and self.form == "published":
+            raise ValueError(f"in the published form the prior enters every level but one, not {self.injected} levels")
         if not (self.with_prior or self.restoration):
             raise ValueError("without the prior there is nothing to draw from but a restoration network")
 
@@ -154,8 +159,14 @@ class VarFormer(nn.Module):
         self.decoder: MainDecoder | None = None
         if config.restoration:
             window = config.window, config.window_groups
-            fusion = FusionSizes(len(schedule), codes, height, config.encoder_heads, *window, published)
+            fusion = FusionSizes(
+                len(schedule), codes, height, config.encoder_heads, *window, published, config.injected
+            )
             autoencoder = tokenizer.autoencoder
+            if config.injected is not None and not 1 <= config.injected < len(autoencoder.multipliers):
+                raise ValueError(
+                    f"injected is {config.injected}; the prior enters 1 to {len(autoencoder.multipliers) - 1} levels"
+                )
             self.encoder = MainEncoder(autoencoder, fusion)
             fusion = replace(fusion, heads=config.decoder_heads)
             self.decoder = MainDecoder(
@@ -372,13 +383,14 @@ class VarFormer(nn.Module):
         Loads strictly into the official code; see :meth:`official_differences` for what that must then be changed in.
 
         Raises:
-            ValueError: the model has a refinement, which the official code does not.
+            ValueError: the model has a refinement, which the official code does not, or lacks fusions that it has.
         """
-        if self.config.refinement:
-            raise ValueError(
-                f"the official code has no place for {self.config.refinement} blocks of refinement: save this model in "
-                "this library's form"
-            )
+        config = self.config
+        if config.refinement or config.injected is not None:
+            odd = f"no place for {config.refinement} blocks of refinement"
+            if not config.refinement:
+                odd = f"the prior enter every level but one, not {config.injected} levels"
+            raise ValueError(f"the official code has {odd}: save this model in this library's form")
         state = self.state_dict()
         if self.config.form != "published":
             twin = self.empty(replace(self.config, form="published"), self.prior.config, self.tokenizer.config)

@@ -37,6 +37,7 @@ class FusionSizes:
         side: of the prior's maps.
         heads, window: of the window attention; groups: of two blocks of it, one after the other.
         published: as in published files: weighed first, and with what they hold and never run.
+        injected: levels that the prior enters, from the lowest up; None: all but full resolution, as published.
     """
 
     scales: int
@@ -46,6 +47,7 @@ class FusionSizes:
     window: int
     groups: int
     published: bool
+    injected: int | None = None
 
 
 class Fusion(nn.Module):
@@ -83,13 +85,14 @@ class Fusion(nn.Module):
 
 
 def _fusions(widths: Sequence[tuple[int, int]], sizes: FusionSizes, norm_groups: int) -> nn.ModuleDict:
-    """One for each level but the first, where it would never be run; published files hold that one too.
+    """One for each level that the prior enters; published files hold one of level 0 too, which is never run.
 
     Args:
         widths: of the tokenizer's map and of the level's, from full resolution down.
     """
     lowest = len(widths) - 1
-    levels = range(0 if sizes.published else 1, len(widths))
+    first = 1 if sizes.injected is None else len(widths) - sizes.injected
+    levels = range(0 if sizes.published else first, len(widths))
     return nn.ModuleDict({str(i): Fusion(*widths[i], 2 ** (lowest - i), sizes, norm_groups) for i in levels})
 
 
@@ -145,7 +148,7 @@ class MainEncoder(nn.Module):
         """
 
         def enter(i: int, h: Map) -> Map:
-            return cast(Tensor, self.fusions[str(i)](h, guides[i], prior)) if i else h
+            return cast(Tensor, self.fusions[str(i)](h, guides[i], prior)) if i and str(i) in self.fusions else h
 
         return encode_levels(self.trunk, image, enter)
 
@@ -266,7 +269,7 @@ class MainDecoder(nn.Module):
         for i in reversed(range(len(self.levels))):
             share = self.share[i].sigmoid()
             h = share * h + (1 - share) * skips[i]
-            if i > 0:
+            if i > 0 and str(i) in self.fusions:
                 h = self.fusions[str(i)](h, guides[1][i], prior)
             h = self.levels[i](h)
             if i > 0 and self.adjustments:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from nextscale.datasets.decoding import decode
-from nextscale.datasets.degradations import PRESETS, Mixture
+from nextscale.datasets.degradations import PRESETS, Mixture, parse_steps
 from nextscale.datasets.paired_layouts import LAYOUTS
 from nextscale.datasets.pairs import PairError, check_pairs, find_pairs, fitted, read_rgb
 from nextscale.datasets.restoration import RestorationSource, open_restoration
@@ -205,6 +205,30 @@ def test_sources_are_drawn_by_weight(tmp_path: Path) -> None:
     # Validation goes through all images in turn.
     held_out = open_restoration(sources, size=16, crop=False)
     assert [held_out[i]["name"] for i in range(6)] == ["pair", "0", "1", "2", "3", "4"]
+
+
+def test_crops_are_cut_from_larger_degraded_regions(tmp_path: Path) -> None:
+    """Of a grey photograph, JPEG's noise and haze of a region show in a crop as they do in a tile of a photograph."""
+    image(tmp_path / "photos/a.png", 96, 96)
+    hazy = Mixture({"haze": parse_steps("hazy")})
+    source = RestorationSource(str(tmp_path / "photos"), hazy)
+
+    def rise(region: int | None) -> float:
+        """By how much more haze there is in a crop's first row than in its last, of the airlight; mean of 40."""
+        dataset, found = open_restoration([source], size=16, region=region, seed=1), []
+        for epoch in range(40):
+            sample = dataset[(epoch, 0)]
+            assert sample["clean"].shape == sample["degraded"].shape == (3, 16, 16)
+            change = (sample["degraded"] - sample["clean"]).abs().mean((0, 2))
+            found.append(float(change[:4].mean() - change[-4:].mean()))
+        return sum(found) / len(found)
+
+    assert rise(None) > 2 * abs(rise(96))
+    large, small = (open_restoration([source], size=16, region=side, seed=3) for side in (96, 16))
+    assert not torch.equal(large[0]["clean"], small[0]["clean"])
+    assert torch.equal(small[0]["degraded"], open_restoration([source], size=16, seed=3)[0]["degraded"])
+    with pytest.raises(ValueError, match="region is 15"):
+        open_restoration([source], size=16, region=15)
 
 
 def test_smaller_images_are_enlarged(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nextscale.core.schedule import ScaleSchedule
 from nextscale.systems import SYSTEMS
 from nextscale.tasks.restoration.varformer import PRESETS, VarFormer, VarFormerConfig
 from nextscale.tasks.restoration.varformer_prior import unroll
+from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
 
 SMALL = {"steered": 1, "steering_heads": 4, "enhancement": 1, "decoder_blocks": 1}
 
@@ -142,6 +143,27 @@ def test_impossible_configurations(tiny):
         VarFormerConfig(restoration=False, with_prior=False)
     with pytest.raises(ValueError, match="has no refinement, 2 blocks were asked for"):
         VarFormerConfig(refinement=2, form="published")
+    with pytest.raises(ValueError, match="enters every level but one, not 1 levels"):
+        VarFormerConfig(injected=1, form="published")
+    with pytest.raises(ValueError, match="injected is 2; the prior enters 1 to 1 levels"):
+        VarFormer(VarFormerConfig(**SMALL, encoder_heads=4, injected=2), tiny.var())
+
+
+def test_the_prior_may_enter_the_coarsest_levels_only(tiny, images, tmp_path):
+    sizes = tiny.tokenizer().config
+    three_levels = replace(sizes, autoencoder=replace(sizes.autoencoder, multipliers=(1, 1, 2)))
+    torch.manual_seed(0)
+    prior = tiny.var(ResidualVQ(three_levels))
+    config = VarFormerConfig(**SMALL, encoder_heads=4, window_groups=1)
+    whole, coarse = VarFormer(config, prior), VarFormer(replace(config, injected=1), prior).eval()
+    assert coarse.encoder is not None and coarse.decoder is not None and whole.encoder is not None
+    assert list(whole.encoder.fusions) == ["1", "2"]
+    assert list(coarse.encoder.fusions) == list(coarse.decoder.fusions) == ["2"]
+    pictures = torch.rand(2, 3, coarse.side, coarse.side)
+    restored = coarse.restore(pictures)
+    assert torch.equal(nextscale.load(coarse.save(tmp_path / "model"), device="cpu").restore(pictures), restored)
+    with pytest.raises(ValueError, match="enter every level but one, not 1 levels"):
+        coarse.to_official()
 
 
 def test_a_refinement_begins_with_nothing_and_is_kept(tiny, images, tmp_path):
