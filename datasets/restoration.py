@@ -15,6 +15,7 @@ from .images import CACHE_LIMIT, Key
 from .pairs import Pair, PairError, Pairs, as_float, check_pairs, find_pairs, fitted, read_rgb
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
 
@@ -50,6 +51,7 @@ def open_restoration(
     crop: bool = True,
     whole_check: bool = False,
     region: int | None = None,
+    shrunk: float = 0.0,
 ) -> RestorationDataset:
     """Open the sources of a training run; every missing or damaged file of all of them is told before it starts.
 
@@ -62,6 +64,8 @@ def open_restoration(
         region: clean photographs are degraded in squares whose sides are drawn between ``size`` and this, from which
             the crops are then cut, as tiles are from a photograph: haze does not clear within every crop, blocks of
             JPEG do not begin at its corner. None: ``size``.
+        shrunk: share of samples of clean photographs that are not cut from a region but a largest one made small, as
+            a photograph is when it is looked at as a whole.
 
     Raises:
         nextscale.datasets.pairs.PairError: lists what is wrong with the files.
@@ -95,6 +99,7 @@ def open_restoration(
         length=length or sum(len(pairs.items) for pairs in found),
         crop=crop,
         region=region or size,
+        shrunk=shrunk,
     )
 
 
@@ -120,9 +125,10 @@ class RestorationDataset:
         length: int,
         crop: bool,
         region: int,
+        shrunk: float,
     ) -> None:
         self.parts, self.size, self.flip, self.rotate, self.seed = parts, size, flip, rotate, seed
-        self.length, self.crop, self.region = length, crop, region
+        self.length, self.crop, self.region, self.shrunk = length, crop, region, shrunk
         self._counts = np.array([len(pairs.items) for _, pairs in parts])
         weights = np.array([source.weight for source, _ in parts])
         self._shares = np.cumsum(weights / weights.sum())
@@ -137,11 +143,14 @@ class RestorationDataset:
         epoch, index = map(int, key) if isinstance(key, tuple) else (0, int(key))
         if not 0 <= index < self.length:
             raise IndexError(f"sample {index} of {self.length}")
-        which, image, across, down, mirrored, turns, larger, right, low = uniforms(self.seed, epoch, index, 9)
+        drawn = uniforms(self.seed, epoch, index, 10)
+        which, image, across, down, mirrored, turns, larger, right, low, whole = drawn
         source, pairs, pair = self._chosen(index, which, image)
         clean, degraded = self._read(pair, source, pairs)
         mixture = source.degradation
-        side = self.size if mixture is None else self.size + int(larger * (self.region - self.size + 1))
+        shrunk, side = whole < self.shrunk, self.size
+        if mixture is not None:
+            side = self.region if shrunk else side + int(larger * (self.region - side + 1))
         clean, degraded = (as_float(_square(x, side, (across, down) if self.crop else None)) for x in (clean, degraded))
         if self.flip and mirrored < 0.5:
             clean, degraded = clean.flip(-1), degraded.flip(-1)
@@ -153,6 +162,8 @@ class RestorationDataset:
             steps = mixture.pipelines[kind]
             steps = tuple(replace(step, enlarge=True) if isinstance(step, Downsample) else step for step in steps)
             degraded, clean = degrade(clean, steps, self.seed, epoch, index)
+            if shrunk:
+                clean, degraded = (squeezed(x, self.size) for x in (clean, degraded))
             # Steps may have cropped a few pixels away.
             place = (right, low) if self.crop and side > self.size else None
             clean, degraded = (_square(x, self.size, place) for x in (clean, degraded))
@@ -199,6 +210,13 @@ class RestorationDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}, "_room": CACHE_LIMIT}
+
+
+def squeezed(image: Float[Tensor, "channels height width"], side: int) -> Float[Tensor, "channels side side"]:
+    """A photograph as a whole, made a small square: bilinear, anti-aliased."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(image[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def _square(image: Tensor, size: int, place: tuple[float, float] | None) -> Tensor:

@@ -22,6 +22,7 @@ class RestorationData:
         weights: how often each degradation is drawn, by name; all alike unless given.
         size: side of the crops, in pixels.
         region: photographs are degraded in squares of up to this side, of which the crops are cut; None: ``size``.
+        shrunk: share of the samples that are such a square made small, as photographs are looked at as a whole.
         flip, rotate: mirror, and turn by quarters, at random, before anything is degraded.
         crops: per epoch; None: as many as there are images.
     """
@@ -32,6 +33,7 @@ class RestorationData:
     weights: dict[str, float] | None = None
     size: int = 256
     region: int | None = None
+    shrunk: float = 0.0
     flip: bool = False
     rotate: bool = False
     crops: int | None = None
@@ -46,6 +48,7 @@ class RestorationData:
             seed=seed,
             length=self.crops,
             region=self.region,
+            shrunk=self.shrunk,
         )
 
     def open_validation(self) -> RestorationDataset | None:

@@ -6,6 +6,7 @@ a + w (b - a). Where both agree the result is exactly theirs, so neither a flat 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -75,6 +77,31 @@ def restore_tiled(
         reached = top + tile
     next(strips, None)  # the last batch is counted
     return result[:, :height, :width].clone() if (tall, wide) != (height, width) else result
+
+
+TONES = 16
+"""Side of the grid on which :func:`follow_overview` compares."""
+
+
+def follow_overview(
+    picture: Float[Tensor, "channels height width"],
+    overview: Float[Tensor, "channels side side"],
+    share: float,
+) -> Float[Tensor, "channels height width"]:
+    """Move a picture's brightness and colours, on a coarse grid, towards those of a small view of the whole.
+
+    Tiles know details, and cannot know how dark or hazy the rest of a photograph is; a view of the whole does.
+
+    Args:
+        picture: changed in place.
+        overview: the same picture, squeezed to a square.
+        share: of the way that is gone, 0 to 1.
+    """
+    resize = functools.partial(F.interpolate, align_corners=False)
+    coarse = (resize(x[None], (TONES, TONES), mode="bilinear", antialias=True) for x in (overview.to(picture), picture))
+    wanted, found = coarse
+    picture += resize((wanted - found) * share, picture.shape[-2:], mode="bicubic")[0]
+    return picture
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -227,6 +227,9 @@ def test_crops_are_cut_from_larger_degraded_regions(tmp_path: Path) -> None:
     large, small = (open_restoration([source], size=16, region=side, seed=3) for side in (96, 16))
     assert not torch.equal(large[0]["clean"], small[0]["clean"])
     assert torch.equal(small[0]["degraded"], open_restoration([source], size=16, seed=3)[0]["degraded"])
+    # Or the region as a whole, made small: haze then rises over all of it again.
+    views = open_restoration([source], size=16, region=96, shrunk=1.0, seed=1)[0]
+    assert views["clean"].shape == (3, 16, 16)
     with pytest.raises(ValueError, match="region is 15"):
         open_restoration([source], size=16, region=15)
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nextscale.tasks.restoration.tiling import TileStore, reflected, restore_tiled, starts
+from nextscale.datasets.restoration import squeezed
+from nextscale.tasks.restoration.tiling import TileStore, follow_overview, reflected, restore_tiled, starts
 
 
 def same(tiles: Tensor) -> Tensor:
@@ -69,6 +70,23 @@ def test_reflection() -> None:
     row = torch.tensor([[[1.0, 2.0, 3.0]]])
     assert reflected(row, 1, 8).tolist() == [[[1, 2, 3, 2, 1, 2, 3, 2]]]
     assert reflected(row[..., :1], 2, 3).tolist() == [[[1, 1, 1], [1, 1, 1]]]
+
+
+def test_tones_follow_a_view_of_the_whole() -> None:
+    """A gradient that tiles have lost comes back from a small view; details stay; nothing changes where both agree."""
+    generator = torch.Generator().manual_seed(0)
+    texture = 0.1 * torch.rand(3, 96, 160, generator=generator)
+    rise = torch.linspace(0, 0.8, 160).expand(3, 96, 160)
+    true = texture + rise
+    small = squeezed(true, 32)
+    assert small.shape == (3, 32, 32) and abs(float(small.mean() - true.mean())) < 1e-3
+    lost = texture + rise.mean()
+    found = follow_overview(lost.clone(), small, 1.0)
+    # Beyond the middles of the outermost cells a tone is held.
+    assert (found - true).abs().max() < 0.03 < 0.3 < (lost - true).abs().max()
+    half = follow_overview(lost.clone(), small, 0.5)
+    torch.testing.assert_close(half, (lost + found) / 2)
+    torch.testing.assert_close(follow_overview(true.clone(), small, 1.0), true, atol=0.004, rtol=0)
 
 
 def test_a_stopped_call_goes_on(tmp_path: Path) -> None:

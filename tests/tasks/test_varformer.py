@@ -9,7 +9,9 @@ from torch import Tensor
 import nextscale
 from nextscale.core.checkpoint import CheckpointError
 from nextscale.core.schedule import ScaleSchedule
+from nextscale.datasets.restoration import squeezed
 from nextscale.systems import SYSTEMS
+from nextscale.tasks.restoration.tiling import follow_overview
 from nextscale.tasks.restoration.varformer import PRESETS, VarFormer, VarFormerConfig
 from nextscale.tasks.restoration.varformer_prior import unroll
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
@@ -147,6 +149,18 @@ def test_impossible_configurations(tiny):
         VarFormerConfig(injected=1, form="published")
     with pytest.raises(ValueError, match="injected is 2; the prior enters 1 to 1 levels"):
         VarFormer(VarFormerConfig(**SMALL, encoder_heads=4, injected=2), tiny.var())
+
+
+def test_photographs_may_follow_a_view_of_the_whole(tiny, images):
+    plain, following = build(tiny), build(tiny, overview=1.0)
+    photo = torch.rand(3, 20, 14, generator=torch.Generator().manual_seed(2))
+    tiles, followed = plain.restore(photo), following.restore(photo)
+    whole = plain.restore_squares(squeezed(photo, 8)[None])[0]
+    assert torch.equal(followed, follow_overview(tiles.clone(), whole, 1.0).clamp(0, 1))
+    assert not torch.equal(followed, tiles)
+    assert torch.equal(following.restore(images), plain.restore(images))  # what is seen whole anyway stays
+    with pytest.raises(ValueError, match=r"overview is 1\.5"):
+        VarFormerConfig(overview=1.5)
 
 
 def test_the_prior_may_enter_the_coarsest_levels_only(tiny, images, tmp_path):
