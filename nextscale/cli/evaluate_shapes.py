@@ -29,6 +29,9 @@ def add_arguments(parser: Any) -> None:
         help="whose scaling, thresholds and Chamfer distance",
     )
     parser.add_argument("--limit", type=int | None, default=None, help="only the first so many references")
+    parser.add_argument(
+        "--by-scale", action="store_true", help="also what a tokenizer's first scales keep: one, two, and so on"
+    )
     parser.add_argument("--out", type=str, default="out/shapes", help="folder of the report")
     group = parser.add_argument_group("generation")
     group.add_argument("--number", type=int | None, default=None, help="shapes; as many as references, unless given")
@@ -90,18 +93,26 @@ def reconstruction(arguments: Any, model: Any, references: Any, settings: dict[s
     from nextscale.core.checkpoint import write_text
     from nextscale.tasks.shapes.evaluation import compare_reconstruction, from_folder, from_tokenizer, summary
 
+    coarser: dict[str, Any] = {}
     if isinstance(model, Path):
+        if arguments.by_scale:
+            raise ValueError(f"--by-scale asks for a tokenizer, and {model} is a folder of meshes")
         rebuild = from_folder(model, references.names())
     else:
         tokenizer = model if hasattr(model, "reconstruct") else getattr(model, "tokenizer", None)
         if not hasattr(tokenizer, "reconstruct"):
             raise ValueError(f"{arguments.model} is a {type(model).__name__}, which rebuilds no shapes from points")
-        rebuild = from_tokenizer(tokenizer, arguments.resolution)
+        rebuild, last = from_tokenizer(tokenizer, arguments.resolution), len(tokenizer.config.schedule)
+        for scales in range(1, last) if arguments.by_scale else ():
+            coarser[f"{scales} of {last} scales"] = from_tokenizer(tokenizer, arguments.resolution, scales)
     rows, shown, total = list[dict[str, Any]](), list[Any](), len(references)
+    partial: dict[str, list[dict[str, Any]]] = {name: [] for name in coarser}
     with progress("comparing", "shapes") as report:
         for target in references:
             made = rebuild(target)
             rows.append({**compare_reconstruction(target, made, references.convention), "class": target.category})
+            for name, rebuild_part in coarser.items():
+                partial[name].append(compare_reconstruction(target, rebuild_part(target), references.convention))
             if len(shown) < SHOWN:
                 shown.append((target, made))
             report(len(rows), total)
@@ -112,6 +123,7 @@ def reconstruction(arguments: Any, model: Any, references: Any, settings: dict[s
     groups = {"all": rows}
     for name in sorted({row["class"] for row in rows if row["class"]}):
         groups[name] = [row for row in rows if row["class"] == name]
+    groups |= partial
     means = {name: summary(group) for name, group in groups.items()}
     thresholds = references.convention.thresholds
     chamfer = "chamfer_sum" if references.convention.chamfer == "sum" else "chamfer_l1"

@@ -156,8 +156,8 @@ def from_folder(folder: Path, names: Sequence[str]) -> Rebuild:
     return lambda target: read_mesh(places[target.name])  # type: ignore[arg-type]
 
 
-def from_tokenizer(tokenizer: Any, resolution: int) -> Rebuild:
-    """What a tokenizer of points keeps of a shape (``reconstruct``)."""
+def from_tokenizer(tokenizer: Any, resolution: int, scales: int | None = None) -> Rebuild:
+    """What a tokenizer of points keeps of a shape (``reconstruct``), in so many first scales; None: in all."""
     inputs = getattr(tokenizer.config, "points", None)
 
     def rebuild(target: Target) -> Mesh:
@@ -169,7 +169,8 @@ def from_tokenizer(tokenizer: Any, resolution: int) -> Rebuild:
             surface = np.concatenate((target.points * half, target.normals), axis=1)
         draw = np.random.default_rng(0)
         chosen = surface[draw.permutation(len(surface))[:inputs]].astype(np.float32)
-        made = as_mesh(tokenizer.reconstruct(torch.from_numpy(chosen)[None], resolution=resolution)[0])
+        points = torch.from_numpy(chosen)[None]
+        made = as_mesh(tokenizer.reconstruct(points, scales=scales, resolution=resolution)[0])
         if target.given is None:
             made = replace(made, vertices=(made.vertices / half - shift) / factor)
         return made

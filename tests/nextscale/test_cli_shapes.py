@@ -42,7 +42,9 @@ def test_prepare_gbuffers(tmp_path: Path) -> None:
     assert [category for _, category in find_objects(tmp_path / "out")] == ["cup", "bed"]
 
 
-def test_evaluate_a_folder_against_itself_and_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_a_folder_against_itself_and_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import nextscale.evaluation.shapes as figures
 
     few = {
@@ -61,6 +63,14 @@ def test_evaluate_a_folder_against_itself_and_another(tmp_path: Path, monkeypatc
     assert reports["same"]["task"] == "reconstruction" and "3DShape2VecSet" in reports["same"]["convention"]
     assert same["iou"] == 1 and same["chamfer_sum"] < 0.1 and same["normals"] > 0.9
     assert other["iou"] < 0.9 and other["chamfer_sum"] > same["chamfer_sum"]
+    words = ["evaluate", "shapes", "g3pt-objects", "--reference", str(root), "--limit", "1", "--resolution", "24"]
+    words += ["--task", "reconstruction", "--by-scale"]
+    assert main([*words, "--out", str(tmp_path / "scales")]) == 0
+    means = json.loads((tmp_path / "scales" / "report.json").read_text())["means"]
+    assert list(means) == ["all", "a", *(f"{k} of 5 scales" for k in range(1, 5))]
+    assert means["all"]["iou"] > means["1 of 5 scales"]["iou"]
+    assert main(["evaluate", "shapes", str(root), "--reference", str(root), "--by-scale"]) == 2
+    assert "--by-scale asks for a tokenizer" in capsys.readouterr().err
     prepared = tmp_path / "prepared"
     assert main(["prepare", "shapes", str(prepared), "--source", str(root), *SMALL]) == 0
     words = ["evaluate", "shapes", str(root), "--reference", str(root), "--task", "generation"]
