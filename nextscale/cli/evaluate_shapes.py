@@ -60,6 +60,9 @@ def run(arguments: Any) -> None:
     settings["convention"] = convention.source
     work = reconstruction if task == "reconstruction" else generation
     report = work(arguments, model, references, settings)
+    report["refused"] = references.refused
+    for name, reason in references.refused.items():
+        say(f"left out: {name}: {reason}")
     say(f"{write_json(Path(arguments.out) / 'report.json', report)}")
 
 

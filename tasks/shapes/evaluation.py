@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class References:
     Attributes:
         points: drawn on the surface of each mesh, and points in space; of prepared ones all that there are.
         seed: of these points.
+        refused: filled while meshes are read: those that are no solids and were left out, and why.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class References:
     limit: int | None = None
     points: int = 100_000
     seed: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Target]:
         yield from (self._prepared() if is_prepared(self.folder) else self._meshes())
@@ -118,7 +120,10 @@ class References:
                 read = source.mesh(number)
                 mesh = repair(read).mesh.normalised(self.convention.half)
             except MeshError as error:
-                raise DatasetError(f"{self.folder / item.name} is no reference: {error}") from None
+                self.refused[item.name] = str(error)
+                if len(self.refused) == len(source.items):
+                    raise DatasetError(f"{self.folder} holds no solid; {self.folder / item.name}: {error}") from None
+                continue
             draw = np.random.default_rng([self.seed, number])
             points, normals, _ = surface_points(mesh, self.points, draw)
             queries = draw.uniform(-self.convention.iou, self.convention.iou, (self.points, 3))

@@ -66,13 +66,22 @@ def test_evaluate_a_folder_against_itself_and_another(
     words = ["evaluate", "shapes", "g3pt-objects", "--reference", str(root), "--limit", "1", "--resolution", "24"]
     words += ["--task", "reconstruction", "--by-scale"]
     assert main([*words, "--out", str(tmp_path / "scales")]) == 0
-    means = json.loads((tmp_path / "scales" / "report.json").read_text())["means"]
+    report = json.loads((tmp_path / "scales" / "report.json").read_text())
+    means = report["means"]
+    assert report["refused"] == {}
     assert list(means) == ["all", "a", *(f"{k} of 5 scales" for k in range(1, 5))]
     assert means["all"]["iou"] > means["1 of 5 scales"]["iou"]
     assert main(["evaluate", "shapes", str(root), "--reference", str(root), "--by-scale"]) == 2
     assert "--by-scale asks for a tokenizer" in capsys.readouterr().err
     prepared = tmp_path / "prepared"
     assert main(["prepare", "shapes", str(prepared), "--source", str(root), *SMALL]) == 0
+    # What is no solid is left out, and said.
+    sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+    sheet.export(wider / "sheet.ply")
+    assert main(["evaluate", "shapes", str(wider), "--reference", str(wider), "--out", str(tmp_path / "left")]) == 0
+    report = json.loads((tmp_path / "left" / "report.json").read_text())
+    assert report["means"]["all"]["shapes"] == 4 and list(report["refused"]) == ["sheet.ply"]
+    assert "left out: sheet.ply: " in capsys.readouterr().out
     words = ["evaluate", "shapes", str(root), "--reference", str(root), "--task", "generation"]
     assert main([*words, "--out", str(tmp_path / "sets")]) == 0
     sets = json.loads((tmp_path / "sets" / "report.json").read_text())
