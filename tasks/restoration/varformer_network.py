@@ -22,7 +22,7 @@ from nextscale.tasks.restoration.varformer_parts import AnchorAttention, Map, Mi
 
 Prior = Float[Tensor, "batch scales codes h w"]
 
-OWN, SKIP = 3.0, -3.0
+OWN, SKIP = 3.0, 0.0
 """Where training anew begins, before the softmax and the sigmoid: a level's own map over the prior, and in the decoder
 the encoder's map over what comes from below.
 """
@@ -185,18 +185,22 @@ class RefinementBlock(nn.Module):
 class Refinement(nn.Module):
     """What is still wrong with restored pixels, from these, the degraded ones and the decoder's last map.
 
-    A last stage at full resolution, as Restormer has it (Zamir et al. 2022, section 3). At first it finds nothing.
+    A last stage at full resolution, as Restormer has it (Zamir et al. 2022, section 3). What it adds is a multiple of
+    the degraded pixels, counted from black, and an offset: haze and darkness are undone by such. At first it finds
+    nothing.
     """
 
     def __init__(self, channels: int, blocks: int, width: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(RefinementBlock(width) for _ in range(blocks)))
-        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 6, 3, padding=1)
         _silence(self.conv_out)
 
-    def forward(self, *maps: Map) -> Map:
-        return cast(Tensor, self.conv_out(F.relu(self.blocks(self.conv_in(torch.cat(maps, dim=1))))))
+    def forward(self, pixels: Map, image: Map, h: Map) -> Map:
+        found = self.conv_out(F.relu(self.blocks(self.conv_in(torch.cat((pixels, image, h), dim=1)))))
+        gain, offset = found.chunk(2, dim=1)
+        return cast(Tensor, gain * (image + 1) + offset)
 
 
 def _silence(layer: nn.Conv2d) -> None:
