@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from .depth_store import DepthStoreWriter
 from .scenes import SceneSample, SceneSettings, make_scene
+from .workers import ignore_interrupts, usable_cores
 
 VERSION = 1
 """Of what a seed draws; to be raised whenever scenes change, so that no folder holds two kinds."""
@@ -37,7 +37,7 @@ def write_scenes(
         ShardError: the folder holds something else. OSError: it cannot be written.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     writer = DepthStoreWriter(
         folder,
         settings={"kind": "scenes", "version": VERSION, **asdict(settings)},
@@ -62,7 +62,7 @@ def _scenes(settings: SceneSettings, numbers: range, workers: int) -> Iterator[S
         yield from map(make, numbers)
         return
     # open3d's threads do not survive a fork.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), ignore_interrupts)
     try:
         # Not all at once: what waits to be written is held in memory.
         window = 32 * workers
@@ -70,8 +70,3 @@ def _scenes(settings: SceneSettings, numbers: range, workers: int) -> Iterator[S
             yield from pool.map(make, range(start, min(start + window, numbers.stop)), chunksize=4)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process; the one that started the others stops them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,10 +16,11 @@ import numpy as np
 
 from .gbuffers import CAMERAS, write_list, write_views
 from .shapes_files import MeshError
-from .shapes_prepare import HALF, ignore_interrupts
+from .shapes_prepare import HALF
 from .shapes_repair import Opening, repair
 from .shapes_sources import Item, Source
 from .shapes_views import object_cameras, render
+from .workers import ignore_interrupts, usable_cores
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _rendered(
     workers: int | None,
 ) -> Iterator[dict[str, Any]]:
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     if workers == 0 or len(places) < 2:
         yield from map(work, places)
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 import zlib
 from collections import deque
@@ -22,6 +21,7 @@ from .shapes_files import MeshError
 from .shapes_repair import Opening, repair
 from .shapes_sampling import sample
 from .shapes_sources import Item, Source
+from .workers import ignore_interrupts, usable_cores
 
 HALF = 0.95
 """Half of an object's longest side: some three cells of a grid of 128 over [-1, 1] are left at the border."""
@@ -123,7 +123,7 @@ def _prepared(
 ) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray] | None]]:
     """Records and rows in order."""
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     if workers == 0 or len(waiting) < 2:
         for number, item in waiting:
             yield prepare_one(source, preparation, number, item)
@@ -152,11 +152,6 @@ def _begin(source: Source, preparation: Preparation) -> None:
     global _job
     _job = source, preparation
     ignore_interrupts()
-
-
-def ignore_interrupts() -> None:
-    """Ctrl-C reaches every process; the one that started the others stops them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _work(number: int, item: Item) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,38 +60,53 @@ def _wins(own: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.where(own < other, 1.0, np.where(own == other, 0.5, 0.0))
 
 
-def compare_sets(
-    references: Sequence[np.ndarray],
-    generated: Sequence[np.ndarray],
-    progress: Callable[[int, int], None] | None = None,
-) -> SetFigures:
-    """Compare sets of clouds, each (points, 3), by :data:`CONVENTION`.
+def chamfer_distances(clouds: Sequence[np.ndarray], progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+    """Distances between all pairs of clouds, each (points, 3), by :data:`CONVENTION`: float64 (clouds, clouds).
 
     Args:
         progress: called with (pairs compared, all).
     """
     from scipy.spatial import KDTree
 
-    clouds = [*references, *generated]
     trees = [KDTree(cloud) for cloud in clouds]
     total, done = len(clouds) * (len(clouds) - 1) // 2, 0
     distances = np.zeros((len(clouds), len(clouds)))
-    for i in range(len(clouds)):
+
+    def row(i: int) -> list[float]:
+        found = []
         for j in range(i):
             there, back = trees[j].query(clouds[i])[0], trees[i].query(clouds[j])[0]
-            distances[i, j] = distances[j, i] = np.square(there).mean() + np.square(back).mean()
-        done += i
-        if progress is not None:
-            progress(done, total)
-    n = len(references)
+            found.append(float(np.square(there).mean() + np.square(back).mean()))
+        return found
+
+    # Searches leave Python's lock to others.
+    with ThreadPoolExecutor() as pool:
+        for i, found in enumerate(pool.map(row, range(len(clouds)))):
+            distances[i, :i] = distances[:i, i] = found
+            done += i
+            if progress is not None:
+                progress(done, total)
+    return distances
+
+
+def compare_sets(
+    references: Sequence[np.ndarray],
+    generated: Sequence[np.ndarray],
+    progress: Callable[[int, int], None] | None = None,
+) -> SetFigures:
+    """Compare sets of clouds; ``progress`` as of :func:`chamfer_distances`."""
+    distances, n = chamfer_distances([*references, *generated], progress), len(references)
     return set_figures(distances[:n, n:], distances[:n, :n], distances[n:, n:])
 
 
-def floor_figures(
-    references: Sequence[np.ndarray], seed: int = 0, progress: Callable[[int, int], None] | None = None
-) -> SetFigures:
-    """The same figures of one half of the references against the other, drawn at random: what a perfect set has."""
+def floor_figures(references: np.ndarray, seed: int = 0) -> SetFigures:
+    """The same figures of one half of the references against the other, drawn at random: what a perfect set has.
+
+    Args:
+        references: (references, references), distances between them.
+    """
     order = np.random.default_rng(seed).permutation(len(references))
     half = len(order) // 2
-    first, second = ([references[i] for i in part] for part in (order[:half], order[half : 2 * half]))
-    return compare_sets(first, second, progress)
+    first, second = order[:half], order[half : 2 * half]
+    parts = (references[np.ix_(rows, columns)] for rows, columns in ((first, second), (first, first), (second, second)))
+    return set_figures(*parts)

@@ -103,7 +103,7 @@ def reconstruction(arguments: Any, model: Any, references: Any, settings: dict[s
         rebuild = from_folder(model, references.names())
     else:
         tokenizer = model if hasattr(model, "reconstruct") else getattr(model, "tokenizer", None)
-        if not hasattr(tokenizer, "reconstruct"):
+        if tokenizer is None or not hasattr(tokenizer, "reconstruct"):
             raise ValueError(f"{arguments.model} is a {type(model).__name__}, which rebuilds no shapes from points")
         rebuild, last = from_tokenizer(tokenizer, arguments.resolution), len(tokenizer.config.schedule)
         for scales in range(1, last) if arguments.by_scale else ():
@@ -155,7 +155,7 @@ def generation(arguments: Any, model: Any, references: Any, settings: dict[str, 
     from dataclasses import asdict
 
     from nextscale.cli.console import pairs, progress, say
-    from nextscale.evaluation.shape_sets import CONVENTION, compare_sets, floor_figures
+    from nextscale.evaluation.shape_sets import CONVENTION, chamfer_distances, floor_figures, set_figures
     from nextscale.tasks.shapes.evaluation import cloud_of, measure_latency, wholeness
 
     half = references.convention.half
@@ -183,8 +183,10 @@ def generation(arguments: Any, model: Any, references: Any, settings: dict[str, 
     figures["empty"] = len(made) - len(full)
     clouds = [cloud_of(mesh, CLOUD, half, i) for i, mesh in enumerate(full)]
     with progress("comparing", "pairs") as report:
-        sets = compare_sets(real, clouds, report)
-        floor = floor_figures(real) if len(real) >= 4 else None
+        distances = chamfer_distances([*real, *clouds], report)
+    n = len(real)
+    sets = set_figures(distances[:n, n:], distances[:n, :n], distances[n:, n:])
+    floor = floor_figures(distances[:n, :n]) if n >= 4 else None
     figures |= {"sets": asdict(sets), "floor": None if floor is None else asdict(floor)}
     if arguments.network is not None:
         figures["renders"] = _render_figures(arguments, references, full)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nextscale.evaluation.shape_sets import compare_sets, floor_figures, set_figures
+from nextscale.evaluation.shape_sets import chamfer_distances, compare_sets, floor_figures, set_figures
 from nextscale.evaluation.shapes import CONVENTIONS, compare_clouds, volume_iou
 
 DRAW = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_sets_of_one_kind_cannot_be_told_apart_and_others_can() -> None:
     alike, other = compare_sets(references, blobs(1, 24)), compare_sets(references, blobs(2, 24, 3.0))
     assert 0.25 < alike.accuracy < 0.75 and other.accuracy > 0.95
     assert alike.coverage > other.coverage and alike.mmd < other.mmd
-    assert 0.2 < floor_figures(references).accuracy < 0.8
+    assert 0.2 < floor_figures(chamfer_distances(references)).accuracy < 0.8
     copies = compare_sets(references, references)
     assert copies.coverage == 1 and copies.mmd == 0 and copies.accuracy < 0.1
     one = compare_sets(references, [references[0]] * 24)
