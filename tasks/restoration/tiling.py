@@ -33,6 +33,7 @@ def restore_tiled(
     batch: int,
     progress: Progress | None = None,
     store: TileStore | None = None,
+    apart: list[Tensor] | None = None,
 ) -> Float[Tensor, "channels height width"]:
     """Restore a picture tile by tile.
 
@@ -46,6 +47,7 @@ def restore_tiled(
         batch: tiles restored at once. A ``restore`` that treats every tile by itself gives the same whatever it is.
         progress: see :data:`Progress`.
         store: keeps rows of tiles that are done, so that an interrupted call goes on from there.
+        apart: is given the squared differences in tone of tiles where they meet, for :func:`follow_overview`.
 
     Returns:
         The restored picture, of the same size and on the same device.
@@ -64,15 +66,17 @@ def restore_tiled(
         store.open(image, tile, overlap)
         waiting = [top for top in rows if top not in store]
     strips = _strips(restore, image, waiting, columns, tile, batch, done)
-    reached = 0
+    reached, found = 0, [] if apart is None else apart
     for top in rows:
         if store is not None and top in store:
-            strip = store.read(top).to(result)
+            strip, seams = store.read(top)
+            strip = strip.to(result)
             done.add(len(columns))
         else:
-            strip = next(strips)
+            strip, seams = next(strips)
             if store is not None:
-                store.write(top, strip)
+                store.write(top, strip, seams)
+        found += [seams, tones_apart(result[:, top:reached], strip[:, : max(reached - top, 0)], len(columns))]
         blend(result[:, top : top + tile], strip, reached - top, dim=-2)
         reached = top + tile
     next(strips, None)  # the last batch is counted
@@ -82,25 +86,42 @@ def restore_tiled(
 TONES = 16
 """Side of the grid on which :func:`follow_overview` compares."""
 
+COMMON = 2.0
+"""Tiles that meet have seen the same pixels there, and err alike; what they are still apart by counts so often."""
+
+
+def tones_apart(
+    old: Float[Tensor, "channels height width"], new: Float[Tensor, "channels height width"], parts: int = 1
+) -> Float[Tensor, " values"]:
+    """Squared differences of two pictures' mean colours, in so many parts from left to right; none of empty ones."""
+    if 0 in old.shape:
+        return old.new_zeros(0)
+    return F.adaptive_avg_pool2d((new - old)[None], (1, min(parts, old.shape[-1]))).square().flatten().cpu()
+
 
 def follow_overview(
     picture: Float[Tensor, "channels height width"],
     overview: Float[Tensor, "channels side side"],
-    share: float,
+    apart: Float[Tensor, " values"],
 ) -> Float[Tensor, "channels height width"]:
     """Move a picture's brightness and colours, on a coarse grid, towards those of a small view of the whole.
 
-    Tiles know details, and cannot know how dark or hazy the rest of a photograph is; a view of the whole does.
+    Tiles know details, and cannot know how dark or hazy the rest of a photograph is; a view of the whole does. Where
+    tiles agree with each other, as on noise, they are right by themselves. How far the picture is moved is, as for two
+    guesses of one quantity, the variance of the tiles' by that of the difference of both.
 
     Args:
-        picture: changed in place.
-        overview: the same picture, squeezed to a square.
-        share: of the way that is gone, 0 to 1.
+        picture: restored in tiles; changed in place.
+        overview: the same picture, squeezed to a square and restored as a whole.
+        apart: of :func:`tones_apart`, where tiles meet.
     """
     resize = functools.partial(F.interpolate, align_corners=False)
     coarse = (resize(x[None], (TONES, TONES), mode="bilinear", antialias=True) for x in (overview.to(picture), picture))
     wanted, found = coarse
-    picture += resize((wanted - found) * share, picture.shape[-2:], mode="bicubic")[0]
+    difference = wanted - found
+    between = float(F.adaptive_avg_pool2d(difference, TONES // 4).square().mean())
+    share = min(1.0, COMMON * float(apart.mean()) / max(between, 1e-12)) if len(apart) else 0.0
+    picture += resize(difference * share, picture.shape[-2:], mode="bicubic")[0]
     return picture
 
 
@@ -145,10 +166,13 @@ def _strips(
     tile: int,
     batch: int,
     done: _Counter,
-) -> Iterator[Tensor]:
-    """Rows of tiles, each blended along the row: (channels, tile, width). A batch may reach into the next row."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of tiles, each blended along the row: (channels, tile, width), and what tiles in it are apart by.
+
+    A batch may reach into the next row.
+    """
     places = [(top, left) for top in rows for left in columns]
-    strip, reached = torch.empty_like(image[:, :tile]), 0
+    strip, reached, seams = torch.empty_like(image[:, :tile]), 0, list[Tensor]()
     for first in range(0, len(places), batch):
         chosen = places[first : first + batch]
         tiles = torch.stack([image[:, top : top + tile, left : left + tile] for top, left in chosen])
@@ -159,10 +183,13 @@ def _strips(
             )
         restored = restored.to(image)
         for (_, left), each in zip(chosen, restored, strict=True):
-            blend(strip[:, :, left : left + tile], each, (reached if left else 0) - left, dim=-1)
+            if left == columns[0]:
+                reached, seams = 0, []
+            seams.append(tones_apart(strip[..., left:reached], each[..., : max(reached - left, 0)]))
+            blend(strip[:, :, left : left + tile], each, reached - left, dim=-1)
             reached = left + tile
             if left == columns[-1]:
-                yield strip
+                yield strip, torch.cat(seams)
         done.add(len(chosen))  # now, so that whoever stops the work here has the rows that are whole
 
 
@@ -218,20 +245,22 @@ class TileStore:
     def __contains__(self, top: int) -> bool:
         return self.path(top).is_file()
 
-    def read(self, top: int) -> Tensor:
-        """Raises:
+    def read(self, top: int) -> tuple[Tensor, Tensor]:
+        """A row of tiles, and what they are apart by.
 
-        CheckpointError: the file was damaged since it was written.
+        Raises:
+            CheckpointError: the file was damaged since it was written.
         """
-        found = read_tensors(self.path(top)).get("strip")
-        if not isinstance(found, Tensor):
+        found = read_tensors(self.path(top))
+        strip, seams = found.get("strip"), found.get("seams")
+        if not isinstance(strip, Tensor) or not isinstance(seams, Tensor):
             raise CheckpointError(f"{self.path(top)} holds no row of tiles; remove it")
-        return found
+        return strip, seams
 
-    def write(self, top: int, strip: Tensor) -> None:
+    def write(self, top: int, strip: Tensor, seams: Tensor) -> None:
         from safetensors.torch import save_file
 
-        tensors = {"strip": strip.detach().cpu().contiguous()}
+        tensors = {"strip": strip.detach().cpu().contiguous(), "seams": seams}
         write_atomically(self.path(top), lambda path: save_file(tensors, path))
 
     def clear(self) -> None:

@@ -61,8 +61,8 @@ class VarFormerConfig:
             and their channels, meant for small networks. The ``"published"`` form has none.
         injected: levels of encoder and decoder that the prior enters, from the coarsest up; None: all but full
             resolution, as published. Attention in windows takes most of a small network's time at its finest ones.
-        overview: how far the tones of a photograph that is restored in tiles go towards those that the network gives it
-            as a whole, made small, from 0 to 1; for networks that are trained to see photographs so.
+        overview: whether tiles of a photograph that disagree follow its tones as a whole, made small
+            (:func:`nextscale.tasks.restoration.tiling.follow_overview`), for networks trained to see photographs so.
         encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
             of two such blocks in every selector and mixer.
         guidance: strength at the last scale between the two rows that each image has in the ``"published"`` form.
@@ -81,7 +81,7 @@ class VarFormerConfig:
     refinement: int = 0
     refinement_width: int = 32
     injected: int | None = None
-    overview: float = 0.0
+    overview: bool = False
     encoder_heads: int = 8
     decoder_heads: int = 4
     window: int = 4
@@ -97,8 +97,6 @@ class VarFormerConfig:
             raise ValueError(f"the published form has no refinement, {self.refinement} blocks were asked for")
         if self.injected is not None and self.form == "published":
             raise ValueError(f"in the published form the prior enters every level but one, not {self.injected} levels")
-        if not 0 <= self.overview <= 1:
-            raise ValueError(f"overview is {self.overview}, expected a share from 0 to 1")
         if not (self.with_prior or self.restoration):
             raise ValueError("without the prior there is nothing to draw from but a restoration network")
 
@@ -327,10 +325,11 @@ class VarFormer(nn.Module):
         sizes = {"tile": self.side, "overlap": overlap, "batch": batch}
 
         def whole(photo: Tensor) -> Tensor:
-            result = restore_tiled(self.restore_squares, photo, **sizes, progress=progress, store=store)
+            apart: list[Tensor] = []
+            result = restore_tiled(self.restore_squares, photo, **sizes, progress=progress, store=store, apart=apart)
             if self.config.overview and max(photo.shape[-2:]) > self.side:
                 small = self.restore_squares(squeezed(photo, self.side)[None])[0]
-                result = follow_overview(result, small, self.config.overview).clamp_(0, 1)
+                result = follow_overview(result, small, torch.cat(apart)).clamp_(0, 1)
             return result
 
         return torch.stack([whole(photo) for photo in image]) if image.ndim == 4 else whole(image)

@@ -11,7 +11,7 @@ from nextscale.core.checkpoint import CheckpointError
 from nextscale.core.schedule import ScaleSchedule
 from nextscale.datasets.restoration import squeezed
 from nextscale.systems import SYSTEMS
-from nextscale.tasks.restoration.tiling import follow_overview
+from nextscale.tasks.restoration.tiling import TileStore
 from nextscale.tasks.restoration.varformer import PRESETS, VarFormer, VarFormerConfig
 from nextscale.tasks.restoration.varformer_prior import unroll
 from nextscale.tasks.tokenizers.residual_vq import ResidualVQ
@@ -151,16 +151,26 @@ def test_impossible_configurations(tiny):
         VarFormer(VarFormerConfig(**SMALL, encoder_heads=4, injected=2), tiny.var())
 
 
-def test_photographs_may_follow_a_view_of_the_whole(tiny, images):
-    plain, following = build(tiny), build(tiny, overview=1.0)
+def test_photographs_may_follow_a_view_of_the_whole(tiny, images, tmp_path):
+    plain, following = build(tiny), build(tiny, overview=True)
     photo = torch.rand(3, 20, 14, generator=torch.Generator().manual_seed(2))
     tiles, followed = plain.restore(photo), following.restore(photo)
-    whole = plain.restore_squares(squeezed(photo, 8)[None])[0]
-    assert torch.equal(followed, follow_overview(tiles.clone(), whole, 1.0).clamp(0, 1))
     assert not torch.equal(followed, tiles)
+    moved = (followed - tiles).mean((1, 2))
+    wanted = (plain.restore_squares(squeezed(photo, 8)[None])[0] - squeezed(tiles, 8)).mean((1, 2))
+    assert (moved * wanted > 0).all()
     assert torch.equal(following.restore(images), plain.restore(images))  # what is seen whole anyway stays
-    with pytest.raises(ValueError, match=r"overview is 1\.5"):
-        VarFormerConfig(overview=1.5)
+    # Gone on with, the same: what tiles differ by is kept with them.
+    store = TileStore(tmp_path / "tiles", "me")
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        following.restore(photo, progress=stop, store=store, batch=2)
+    assert list((tmp_path / "tiles").iterdir())
+    assert torch.equal(following.restore(photo, store=store, batch=2), followed)
 
 
 def test_the_prior_may_enter_the_coarsest_levels_only(tiny, images, tmp_path):
