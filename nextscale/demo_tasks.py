@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import nextscale
+from nextscale.datasets.degradations import degrade, parse_steps
 from nextscale.datasets.scenes import SceneSettings, make_scene
 from nextscale.models import shipped
 from nextscale.pictures import Figure, Section, comparison_sheet, contact_sheet, depth_picture, save_png
@@ -18,6 +19,16 @@ from nextscale.pictures import Figure, Section, comparison_sheet, contact_sheet,
 PHOTOGRAPHS = ("chelsea", "astronaut", "coffee", "rocket", "motorcycle_left", "ihc")
 """Pictures inside scikit-image's package."""
 
+DAMAGE = {
+    "chelsea": ("noise", "noise25"),
+    "astronaut": ("JPEG", "jpeg10"),
+    "coffee": ("too dark", "low-light"),
+    "rocket": ("rain", "rain-heavy"),
+    "motorcycle": ("haze", "hazy"),
+}
+"""What is done to which photograph; :data:`nextscale.datasets.degradations.PRESETS` says how."""
+
+DAMAGED_SIDE = 224
 SCENES, SCENES_SEED = 4, 1
 SHAPES_PER_CLASS, SHAPE_GRID, SHAPE_PIXELS = 2, 96, 144
 PROMPTED = (
@@ -79,6 +90,34 @@ def depth_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> 
     )
 
 
+def restoration_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> Section:
+    """Photographs damaged in several ways, and what becomes of them."""
+    name, began = shipped("model of restoration", "varformer"), time.perf_counter()
+    model, rows = nextscale.load(name), []
+    for title, photograph in photographs().items():
+        if title not in DAMAGE:
+            continue
+        left, top = ((side - DAMAGED_SIDE) // 2 for side in photograph.size)
+        middle = photograph.crop((left, top, left + DAMAGED_SIDE, top + DAMAGED_SIDE))
+        clean = torch.from_numpy(np.array(middle)).permute(2, 0, 1).float() / 255
+        kind, preset = DAMAGE[title]
+        damaged, _ = degrade(clean, parse_steps(preset), 0, title)
+        restored = model.restore(damaged)
+        before, after = (-10 * (picture - clean).square().mean().log10() for picture in (damaged, restored))
+        rows.append((f"{kind}: {before:.1f}, {after:.1f}", [damaged, restored, clean]))
+    sheet = comparison_sheet(rows, ["damaged", "restored", "photograph"])
+    drawn = save_png(sheet, folder / "restored.png", overwrite=overwrite)
+    say(f"restoration: {time.perf_counter() - began:.1f} s")
+    return Section(
+        "Restoration",
+        [
+            f"`{name}` is one model for noise, JPEG, darkness, haze, rain and blur, and is not told which it is. PSNR "
+            "in dB, before and after.",
+            Figure(drawn, "damaged photographs, restored ones and the originals", "`nextscale restore photograph.jpg`"),
+        ],
+    )
+
+
 def shape_section(folder: Path, overwrite: bool, say: Callable[[str], None]) -> Section:
     """Two shapes of every class, as meshes and as pictures."""
     from nextscale.tasks.shapes.viewing import pictures
@@ -124,6 +163,7 @@ def prompt_section(folder: Path, overwrite: bool, say: Callable[[str], None]) ->
 
 SECTIONS = {
     "prompts": prompt_section,
+    "restoration": restoration_section,
     "depth": depth_section,
     "shapes": shape_section,
 }

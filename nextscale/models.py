@@ -209,6 +209,7 @@ _MODELS = (
     ),
     NamedModel("infinity-cifar10", "infinity", 'prompts such as "a white ship", 32 px', "Apache-2.0 (this library)"),
     NamedModel("car-canny-cifar10", "car", "follows canny edges, on top of var-cifar10", "Apache-2.0 (this library)"),
+    NamedModel("varformer-small", "varformer", "clean photos of noise, JPEG, dark, haze", "Apache-2.0 (this library)"),
     NamedModel("dar-scenes", "dar", "depth of photos, learned from synthetic scenes", "Apache-2.0 (this library)"),
     NamedModel(
         "g3pt-objects", "g3pt", "furniture, vessels and tools of a class or a picture", "Apache-2.0 (this library)"

@@ -9,7 +9,7 @@ from typing import Any
 def add_arguments(parser: Any) -> None:
     from nextscale.cli.parsing import add_loading
 
-    sections = ["prompts", "depth", "shapes"]
+    sections = ["prompts", "restoration", "depth", "shapes"]
     parser.add_argument("--out", type=str, default="out", help="folder; the page of an earlier demo there is made anew")
     parser.add_argument("--model", type=str, default="var-cifar10", help="name, file or folder")
     parser.add_argument(

@@ -78,17 +78,17 @@ def test_photos_of_every_kind(run):
 def test_an_interruption_leaves_rows_and_no_file(run, monkeypatch):
     write, written = TileStore.write, []
 
-    def stop(self, top, strip):
+    def stop(self, top, strip, seams):
         if len(written) == 1:
             raise KeyboardInterrupt
         written.append(top)
-        write(self, top, strip)
+        write(self, top, strip, seams)
 
     with monkeypatch.context() as patched:
         patched.setattr(TileStore, "write", stop)
         assert "interrupted" in run("restore photo.png --model model --out out --batch-size 1", 130)
     assert not list(Path("out").glob("*.png")) and len(list(Path("out/.restoring/photo").iterdir())) == 1
-    monkeypatch.setattr(TileStore, "write", lambda self, top, strip: (written.append(top), write(self, top, strip)))
+    monkeypatch.setattr(TileStore, "write", lambda self, *row: (written.append(row[0]), write(self, *row)))
     run("restore photo.png --model model --out out --batch-size 1")
     assert len(set(written)) == len(written) == 2  # each row once
     assert np.array_equal(pixels("out/photo.png"), pixels("photo.png")) and not Path("out/.restoring").exists()

@@ -39,12 +39,13 @@ def test_the_page_and_its_pictures(forms: SimpleNamespace, tmp_path: Path, capsy
         "tokens",
         "codes",
         "prompts",
+        "restored",
         "depth",
         "depth-scenes",
         "shapes",
     ]
     assert names == {f"{name}.png" for name in pictures} | {"forming.webp", "index.html"}
-    assert all(f'<h2 id="{task}">' in page for task in ("prompts", "depth", "shapes"))
+    assert all(f'<h2 id="{task}">' in page for task in ("prompts", "restoration", "depth", "shapes"))
     (out / "mine.txt").write_text("kept")
     assert main(["demo", "--model", str(forms.folder), "--out", str(out), "--device", "cpu", "--also", "depth"]) == 0
     assert {path.name for path in out.iterdir()} == names | {"mine.txt"}
@@ -59,7 +60,7 @@ def test_a_page_of_someone_else_is_kept(forms: SimpleNamespace, tmp_path: Path) 
 
 def test_an_unknown_task_is_named(forms: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--model", str(forms.folder), "--also", "music"]) == 2
-    assert "--also 'music' is none of prompts, depth, shapes" in capsys.readouterr().err
+    assert "--also 'music' is none of prompts, restoration, depth, shapes" in capsys.readouterr().err
 
 
 def test_photographs_come_with_a_dependency() -> None:
