@@ -275,7 +275,10 @@ def test_saved_and_loaded(build, tmp_path: Path):
     model.save(tmp_path / "model")
     again = nextscale.load(tmp_path / "model")
     photo = torch.rand(3, 9, 9)
-    assert again.config == model.config and torch.equal(again.predict(photo).depth, model.predict(photo).depth)
+    # Weights to the bit; what is computed from them may end in other digits, as memory of a file is aligned otherwise.
+    assert again.config == model.config
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), atol=0, rtol=0)
+    torch.testing.assert_close(again.predict(photo).depth, model.predict(photo).depth)
 
 
 def test_published_sizes():

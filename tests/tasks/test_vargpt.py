@@ -236,8 +236,10 @@ def test_folding_changes_nothing_but_the_size(variant, tmp_path):
     with pytest.raises(ValueError, match="folded"):
         model.to_official()
     saved = VARGPT.from_saved(*_files(model.save(tmp_path / "folded")))
+    # Weights to the bit; what is computed from them may end in other digits, as memory of a file is aligned otherwise.
+    torch.testing.assert_close(saved.state_dict(), model.state_dict(), atol=0, rtol=0)
     again, _, _ = drawn(_with_words(saved), [ask("draw a cat")])
-    torch.testing.assert_close(again[-1].logits, after[-1].logits, atol=0, rtol=0)
+    torch.testing.assert_close(again[-1].logits, after[-1].logits, atol=1e-5, rtol=1e-5)
 
 
 def _files(folder):
