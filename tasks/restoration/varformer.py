@@ -60,7 +60,7 @@ class VarFormerConfig:
         refinement, refinement_width: residual blocks at full resolution, without norms, after all that the paper has,
             and their channels, meant for small networks. The ``"published"`` form has none.
         injected: levels of encoder and decoder that the prior enters, from the coarsest up; None: all but full
-            resolution, as published. Attention in windows takes most of a small network's time at its finest ones.
+            resolution, as published. The finest has most of the positions that attention in windows sees.
         overview: whether tiles of a photograph that disagree follow its tones as a whole, made small
             (:func:`nextscale.tasks.restoration.tiling.follow_overview`), for networks trained to see photographs so.
         encoder_heads, decoder_heads, window: of the window attention in the restoration network; window_groups: groups
